@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The other end of the wire: a tap interface and packet sockets on it.
+
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::io::Error;
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::sys::readable;
+use crate::Res;
+use crate::PATIENCE;
+
+const TUNSETIFF: u64 = 0x4004_54ca;
+const TUNSETPERSIST: u64 = 0x4004_54cb;
+const TUNSETOFFLOAD: u64 = 0x4004_54d0;
+const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
+
+const IFF_TAP: i16 = 0x0002;
+const IFF_NO_PI: i16 = 0x1000;
+const IFF_VNET_HDR: i16 = 0x4000;
+
+pub const TUN_F_CSUM: u32 = 1;
+pub const TUN_F_TSO4: u32 = 2;
+
+/// Length of an Ethernet header.
+pub const ETH: usize = 14;
+
+#[repr(C)]
+#[derive(Default)]
+struct Ifreq {
+    name: [u8; 16],
+    value: [u32; 6],
+}
+
+impl Ifreq {
+    fn new(name: &str) -> Self {
+        let mut r = Ifreq::default();
+        r.name[..name.len()].copy_from_slice(name.as_bytes());
+        r
+    }
+}
+
+fn ioctl(fd: &impl AsRawFd, request: u64, arg: usize) -> Res {
+    // SAFETY: the kernel checks the pointer, if it is one, and the structure is the caller's.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), request as _, arg) } {
+        -1 => Err(Error::last_os_error().into()),
+        _ => Ok(()),
+    }
+}
+
+fn if_ioctl(request: u64, req: &mut Ifreq) -> Res {
+    // SAFETY: creates a descriptor.
+    let s = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if s < 0 {
+        return Err(Error::last_os_error().into());
+    }
+    // SAFETY: the descriptor is new.
+    let s = unsafe { File::from_raw_fd(s) };
+    ioctl(&s, request, req as *mut Ifreq as usize)
+}
+
+/// A tap interface that is up.
+pub struct Tap {
+    pub fd: File,
+    pub name: String,
+    pub index: i32,
+}
+
+impl Tap {
+    /// A tap with a virtio-net header of `hdr` bytes before each packet, or without one (0).
+    pub fn new(name: &str, hdr: usize) -> Res<Self> {
+        let tap = Self::attach(name, hdr)?;
+        let mut r = Ifreq::new(name);
+        r.value[0] = 2048;
+        if_ioctl(libc::SIOCSIFTXQLEN, &mut r)?;
+        let mut r = Ifreq::new(name);
+        r.value[0] = 65521;
+        if_ioctl(libc::SIOCSIFMTU, &mut r)?;
+        let mut r = Ifreq::new(name);
+        r.value[0] = libc::IFF_UP as u32;
+        if_ioctl(libc::SIOCSIFFLAGS, &mut r)?;
+        Ok(tap)
+    }
+
+    /// Attaches to a tap interface, made if it does not exist. It may be attached to only once.
+    pub fn attach(name: &str, hdr: usize) -> Res<Self> {
+        let fd = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags_nonblock()
+            .open("/dev/net/tun")?;
+        let mut r = Ifreq::new(name);
+        let vnet = if hdr != 0 { IFF_VNET_HDR } else { 0 };
+        r.value[0] = (IFF_TAP | IFF_NO_PI | vnet) as u32;
+        ioctl(&fd, TUNSETIFF, &mut r as *mut Ifreq as usize)?;
+        if hdr != 0 {
+            ioctl(&fd, TUNSETVNETHDRSZ, &(hdr as i32) as *const i32 as usize)?;
+        }
+        let mut r = Ifreq::new(name);
+        if_ioctl(libc::SIOCGIFINDEX, &mut r)?;
+        Ok(Tap { fd, name: name.into(), index: r.value[0] as i32 })
+    }
+
+    /// What the guest can do itself.
+    pub fn offload(&self, flags: u32) -> Res {
+        ioctl(&self.fd, TUNSETOFFLOAD, flags as usize)
+    }
+
+    /// Whether the interface stays when nobody is attached.
+    pub fn persist(&self, on: bool) -> Res {
+        ioctl(&self.fd, TUNSETPERSIST, on as usize)
+    }
+}
+
+trait Nonblock {
+    fn custom_flags_nonblock(&mut self) -> &mut Self;
+}
+
+impl Nonblock for OpenOptions {
+    fn custom_flags_nonblock(&mut self) -> &mut Self {
+        use std::os::unix::fs::OpenOptionsExt;
+        self.custom_flags(libc::O_NONBLOCK)
+    }
+}
+
+/// A raw packet socket on an interface: sends to the tap's reader, receives what it writes.
+pub struct Peer {
+    pub fd: File,
+    buf: Vec<u8>,
+}
+
+fn setsockopt(fd: &impl AsRawFd, level: i32, name: i32, value: i32) -> Res {
+    // SAFETY: `value` is four bytes long.
+    let r = unsafe {
+        libc::setsockopt(fd.as_raw_fd(), level, name, &value as *const i32 as *const _, 4)
+    };
+    match r {
+        0 => Ok(()),
+        _ => Err(Error::last_os_error().into()),
+    }
+}
+
+impl Peer {
+    /// A socket on the interface that sees everything that comes in, with a virtio-net header of
+    /// 10 bytes before each packet if `vnet`.
+    pub fn new(index: i32, vnet: bool) -> Res<Self> {
+        let all = (libc::ETH_P_ALL as u16).to_be();
+        // SAFETY: creates a descriptor.
+        let s = unsafe {
+            libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0)
+        };
+        if s < 0 {
+            return Err(Error::last_os_error().into());
+        }
+        // SAFETY: the descriptor is new.
+        let fd = unsafe { File::from_raw_fd(s) };
+        setsockopt(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20)?;
+        const PACKET_IGNORE_OUTGOING: i32 = 23;
+        setsockopt(&fd, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)?;
+        if vnet {
+            setsockopt(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
+        }
+        // SAFETY: all zero is a valid address.
+        let mut a: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        a.sll_family = libc::AF_PACKET as u16;
+        a.sll_protocol = all;
+        a.sll_ifindex = index;
+        let p = &a as *const libc::sockaddr_ll as *const libc::sockaddr;
+        // SAFETY: the address is of that length.
+        if unsafe { libc::bind(s, p, size_of_val(&a) as u32) } != 0 {
+            return Err(Error::last_os_error().into());
+        }
+        Ok(Peer { fd, buf: vec![0; 1 << 17] })
+    }
+
+    /// Sends a packet.
+    pub fn send(&self, data: &[u8]) -> Res {
+        let deadline = Instant::now() + Duration::from_secs(PATIENCE);
+        loop {
+            // SAFETY: the bytes are valid.
+            let r = unsafe { libc::send(self.fd.as_raw_fd(), data.as_ptr().cast(), data.len(), 0) };
+            if r == data.len() as isize {
+                return Ok(());
+            }
+            let e = Error::last_os_error();
+            if r >= 0 || e.kind() != std::io::ErrorKind::WouldBlock || Instant::now() > deadline {
+                crate::bail!("send of {} bytes: {r}, {e}", data.len());
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// The next packet, if there is one.
+    pub fn try_recv(&mut self) -> Option<Vec<u8>> {
+        // SAFETY: the buffer is of that length.
+        let r = unsafe {
+            libc::recv(self.fd.as_raw_fd(), self.buf.as_mut_ptr().cast(), self.buf.len(), 0)
+        };
+        (r >= 0).then(|| self.buf[..r as usize].to_vec())
+    }
+
+    /// The next packet, waited for.
+    pub fn recv(&mut self) -> Res<Vec<u8>> {
+        let deadline = Instant::now() + Duration::from_secs(PATIENCE);
+        loop {
+            if let Some(p) = self.try_recv() {
+                return Ok(p);
+            }
+            crate::check!(readable(&self.fd, deadline), "no packet came");
+        }
+    }
+}
+
+/// A frame of `len` bytes whose every byte depends on its number and length.
+///
+/// Its type is one that no protocol takes, and its number is readable at [`seq`] if it is long enough.
+pub fn frame(seq: u32, len: usize) -> Vec<u8> {
+    let mut f = Vec::with_capacity(len + 32);
+    f.extend([0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2, 0x88, 0xb5]);
+    f.extend(seq.to_be_bytes());
+    let mut x = u64::from(seq) << 32 ^ len as u64 ^ 0x9e37_79b9_7f4a_7c15;
+    while f.len() < len {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        f.extend(x.to_le_bytes());
+    }
+    f.truncate(len);
+    f
+}
+
+/// The number of a frame of 18 bytes or more.
+pub fn seq(frame: &[u8]) -> u32 {
+    u32::from_be_bytes(frame[ETH..ETH + 4].try_into().unwrap())
+}
+
+/// An IPv4 TCP packet in an Ethernet frame, its TCP checksum that of the pseudo header only: what a
+/// guest hands over when it leaves checksums and segmentation to the device.
+pub fn tcp_frame(payload: usize, seed: u32) -> Vec<u8> {
+    let total = 40 + payload;
+    let mut f = frame(seed, ETH + total);
+    f[12..14].copy_from_slice(&[0x08, 0x00]);
+    let ip = &mut f[ETH..];
+    ip[..20].copy_from_slice(&[
+        0x45, 0, 0, 0, 0, 1, 0, 0, 64, 6, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2,
+    ]);
+    ip[2..4].copy_from_slice(&(total as u16).to_be_bytes());
+    let sum = !fold(&ip[..20], 0);
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    ip[20..40].copy_from_slice(&[
+        0x10, 0, 0x20, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0,
+    ]);
+    let pseudo = fold(&ip[12..20], 6 + (20 + payload as u32));
+    ip[36..38].copy_from_slice(&pseudo.to_be_bytes());
+    f
+}
+
+/// The 16-bit one's complement sum of bytes.
+fn fold(data: &[u8], start: u32) -> u16 {
+    let mut sum = start;
+    for w in data.chunks(2) {
+        sum += u32::from(w[0]) << 8 | u32::from(*w.get(1).unwrap_or(&0));
+    }
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}

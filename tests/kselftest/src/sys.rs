@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! System calls that tests make directly: ioctls with wrong arguments, namespaces, modules.
+
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::io::Error;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::Res;
+
+const fn ioc(dir: u64, nr: u64, size: usize) -> u64 {
+    dir << 30 | (size as u64) << 16 | 0xaf << 8 | nr
+}
+
+const fn io(nr: u64) -> u64 {
+    ioc(0, nr, 0)
+}
+
+const fn iow<T>(nr: u64) -> u64 {
+    ioc(1, nr, size_of::<T>())
+}
+
+const fn ior<T>(nr: u64) -> u64 {
+    ioc(2, nr, size_of::<T>())
+}
+
+/// `struct vhost_vring_state`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct State {
+    pub index: u32,
+    pub num: u32,
+}
+
+/// `struct vhost_vring_file`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VringFile {
+    pub index: u32,
+    pub fd: i32,
+}
+
+/// `struct vhost_vring_addr`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Addr {
+    pub index: u32,
+    pub flags: u32,
+    pub desc: u64,
+    pub used: u64,
+    pub avail: u64,
+    pub log: u64,
+}
+
+/// `struct vhost_memory_region`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Region {
+    pub gpa: u64,
+    pub size: u64,
+    pub hva: u64,
+    pub flags: u64,
+}
+
+pub const GET_FEATURES: u64 = ior::<u64>(0x00);
+pub const SET_FEATURES: u64 = iow::<u64>(0x00);
+pub const SET_OWNER: u64 = io(0x01);
+pub const RESET_OWNER: u64 = io(0x02);
+/// The structure ends in an array without a length.
+pub const SET_MEM_TABLE: u64 = iow::<u64>(0x03);
+pub const SET_LOG_BASE: u64 = iow::<u64>(0x04);
+pub const SET_LOG_FD: u64 = iow::<i32>(0x07);
+pub const NEW_WORKER: u64 = ior::<u32>(0x08);
+pub const SET_VRING_NUM: u64 = iow::<State>(0x10);
+pub const SET_VRING_ADDR: u64 = iow::<Addr>(0x11);
+pub const SET_VRING_BASE: u64 = iow::<State>(0x12);
+pub const GET_VRING_BASE: u64 = ioc(3, 0x12, size_of::<State>());
+pub const SET_VRING_KICK: u64 = iow::<VringFile>(0x20);
+pub const SET_VRING_CALL: u64 = iow::<VringFile>(0x21);
+pub const SET_VRING_ERR: u64 = iow::<VringFile>(0x22);
+pub const SET_BACKEND_FEATURES: u64 = iow::<u64>(0x25);
+pub const GET_BACKEND_FEATURES: u64 = ior::<u64>(0x26);
+pub const NET_SET_BACKEND: u64 = iow::<VringFile>(0x30);
+pub const GET_FEATURES_ARRAY: u64 = ior::<u64>(0x83);
+pub const SET_FEATURES_ARRAY: u64 = iow::<u64>(0x83);
+
+/// The raw ioctl: 0 or the errno.
+pub fn ioctl<T: ?Sized>(fd: &impl AsRawFd, request: u64, arg: *const T) -> i32 {
+    // SAFETY: the kernel checks every pointer, and what it may write to is the caller's.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), request as _, arg as *const u8 as usize) } {
+        -1 => Error::last_os_error().raw_os_error().unwrap_or(-1),
+        _ => 0,
+    }
+}
+
+/// The bytes of a memory table.
+pub fn mem_table(nregions: u32, padding: u32, regions: &[Region]) -> Vec<u64> {
+    let mut v = vec![u64::from(nregions) | u64::from(padding) << 32];
+    for r in regions {
+        v.extend([r.gpa, r.size, r.hva, r.flags]);
+    }
+    v
+}
+
+/// Opens the device.
+pub fn open() -> Res<File> {
+    Ok(OpenOptions::new().read(true).write(true).open("/dev/vhost-net")?)
+}
+
+/// Waits until there is something to read, or an end of file. False: the time is over.
+pub fn readable(fd: &impl AsRawFd, deadline: Instant) -> bool {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut p = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let ms = left.as_millis().min(i32::MAX as u128) as i32;
+        // SAFETY: `p` is one valid entry.
+        match unsafe { libc::poll(&mut p, 1, ms) } {
+            0 => return false,
+            n if n > 0 => return true,
+            _ => (),
+        }
+    }
+}
+
+/// Waits until the condition holds. False: the patience is over.
+pub fn until(mut cond: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(crate::PATIENCE);
+    while !cond() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    true
+}
+
+/// Moves the process into a network namespace of its own in which nothing speaks by itself.
+pub fn own_network() -> Res {
+    // SAFETY: the process has one thread.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+        return Err(Error::last_os_error().into());
+    }
+    for dev in ["all", "default"] {
+        // A kernel without IPv6 has nothing to be silenced.
+        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{dev}/disable_ipv6"), "1");
+    }
+    Ok(())
+}
+
+/// How many hold the module, if it is one.
+pub fn module_users() -> Option<i64> {
+    let s = std::fs::read_to_string("/sys/module/vhost_net/refcnt").ok()?;
+    s.trim().parse().ok()
+}
+
+/// The names of this process's threads.
+pub fn threads() -> Res<Vec<String>> {
+    let mut v = vec![];
+    for t in std::fs::read_dir("/proc/self/task")? {
+        if let Ok(s) = std::fs::read_to_string(t?.path().join("comm")) {
+            v.push(s.trim_end().to_string());
+        }
+    }
+    Ok(v)
+}
+
+/// Runs `f` in a child process; what it returns is the child's exit status, which is returned.
+pub fn in_child(f: impl FnOnce() -> i32) -> Res<i32> {
+    // SAFETY: the child calls `f` and ends; `f` may not rely on other threads.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let r = f();
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(r) }
+    }
+    let mut status = 0;
+    // SAFETY: `status` is a valid place for the result.
+    if unsafe { libc::waitpid(pid, &mut status, 0) } < 0 {
+        return Err(Error::last_os_error().into());
+    }
+    crate::check!(libc::WIFEXITED(status), "the child died: status {status:#x}");
+    Ok(libc::WEXITSTATUS(status))
+}
