@@ -1,0 +1,50 @@
+# shellcheck shell=bash disable=SC2034  # sourced by the other scripts, which use these variables
+# Where things are and which tools build the kernel. Sets variables and changes nothing.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cache=${VHOST_NET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vhost-net-rs}
+flavour=${VM_KERNEL:-base}
+case $flavour in
+base | debug) ;;
+*)
+    echo "VM_KERNEL is '$flavour'; it can be base or debug" >&2
+    exit 2
+    ;;
+esac
+
+linux=$cache/linux             # the kernel's source, one tree for all flavours
+kdir=$cache/build/$flavour     # the kernel's build folder, KDIR of the module
+module_out=$root/build/$flavour # the module's build folder
+
+# The host's toolchain. A rustup that comes first in PATH has no rust-src and writes other metadata than
+# the compiler that built the kernel, so every tool is named by its path.
+host=$(. /etc/os-release && echo "${ID:-}-${VERSION_ID:-}")
+case $host in
+debian-13)
+    llvm=19
+    bindgen=/usr/bin/bindgen
+    ;;
+*)
+    llvm=22
+    bindgen=$cache/tools/bin/bindgen
+    ;;
+esac
+toolchain=(
+    "LLVM=-$llvm"
+    RUSTC=/usr/bin/rustc
+    RUSTDOC=/usr/bin/rustdoc
+    RUSTFMT=/usr/bin/rustfmt
+    HOSTRUSTC=/usr/bin/rustc
+    CLIPPY_DRIVER=/usr/bin/clippy-driver
+    "BINDGEN=$bindgen"
+)
+export LIBCLANG_PATH=/usr/lib/llvm-$llvm/lib
+export PATH=/usr/bin:/bin:/usr/sbin:/sbin:$PATH
+
+# These scripts start builds of their own, to which the variables of the `make` that called them do not belong.
+unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES
+
+fail() {
+    echo "${0##*/}: $*" >&2
+    exit 1
+}
