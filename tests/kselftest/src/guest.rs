@@ -55,7 +55,10 @@ impl Default for Config {
 impl Config {
     /// The default, with these features.
     pub fn with(features: u64) -> Self {
-        Config { features, ..Default::default() }
+        Config {
+            features,
+            ..Default::default()
+        }
     }
 
     /// Both rings of this size.
@@ -124,7 +127,16 @@ impl Guest {
         net.set_features(cfg.features)?;
         net.set_mem_table(&Mem::table(mem.regions()))?;
         let hdr = cfg.hdr();
-        let g = Guest { cfg, mem, net, rx, tx, tap, peer, hdr };
+        let g = Guest {
+            cfg,
+            mem,
+            net,
+            rx,
+            tx,
+            tap,
+            peer,
+            hdr,
+        };
         g.set_vring(RX)?;
         g.set_vring(TX)?;
         Ok(g)
@@ -189,7 +201,10 @@ impl Guest {
     /// Sends packets, each in one buffer, and waits until the device has used them and the other end
     /// has received them.
     pub fn send_all(&mut self, packets: &[Vec<u8>]) -> Res {
-        let mark: Vec<_> = packets.iter().map(|p| Seg::r(self.place(p), self.hdr + p.len())).collect();
+        let mark: Vec<_> = packets
+            .iter()
+            .map(|p| Seg::r(self.place(p), self.hdr + p.len()))
+            .collect();
         for s in mark {
             self.tx.add(&[s]);
         }
@@ -225,7 +240,11 @@ impl Guest {
         for ((head, b), p) in at.into_iter().zip(packets) {
             let u = self.rx.wait()?;
             crate::check_eq!(u.id, u32::from(head), "head of a received packet");
-            crate::check_eq!(u.len as usize, self.hdr + p.len(), "used length of a received packet");
+            crate::check_eq!(
+                u.len as usize,
+                self.hdr + p.len(),
+                "used length of a received packet"
+            );
             let got = self.mem.read(b.gpa, b.len as usize);
             self.check_rx_hdr(&got, 1)?;
             same(&got[self.hdr..self.hdr + p.len()], p, "received packet")?;
@@ -241,7 +260,11 @@ impl Guest {
     pub fn check_rx_hdr(&self, got: &[u8], buffers: u16) -> Res {
         crate::check_eq!(got[..10], [0; 10], "virtio-net header");
         if self.hdr == 12 {
-            crate::check_eq!(u16::from_le_bytes([got[10], got[11]]), buffers, "num_buffers");
+            crate::check_eq!(
+                u16::from_le_bytes([got[10], got[11]]),
+                buffers,
+                "num_buffers"
+            );
         }
         Ok(())
     }
@@ -259,6 +282,10 @@ pub fn same(got: &[u8], want: &[u8], what: &str) -> Res {
     Err(crate::Fail::at(
         at.file(),
         at.line(),
-        format!("{what}: {} bytes, want {}, first difference at {first}", got.len(), want.len()),
+        format!(
+            "{what}: {} bytes, want {}, first difference at {first}",
+            got.len(),
+            want.len()
+        ),
     ))
 }

@@ -81,7 +81,10 @@ fn one(test: fn() -> Res) -> Res {
     let pid = unsafe { libc::fork() };
     // SAFETY: both descriptors are open and owned by nobody else.
     let (mut r, mut w) = unsafe {
-        (std::fs::File::from_raw_fd(fds[0]), std::fs::File::from_raw_fd(fds[1]))
+        (
+            std::fs::File::from_raw_fd(fds[0]),
+            std::fs::File::from_raw_fd(fds[1]),
+        )
     };
     if pid == 0 {
         // SAFETY: plain system calls on this process.
@@ -116,9 +119,10 @@ fn one(test: fn() -> Res) -> Res {
     unsafe { libc::waitpid(pid, &mut status, 0) };
     match text.as_str() {
         "ok" => Ok(()),
-        "" if libc::WIFSIGNALED(status) => {
-            Err(Fail(format!("the test died of signal {}", libc::WTERMSIG(status))))
-        }
+        "" if libc::WIFSIGNALED(status) => Err(Fail(format!(
+            "the test died of signal {}",
+            libc::WTERMSIG(status)
+        ))),
         "" => Err(Fail("the test ended without a word".into())),
         why => Err(Fail(why.trim_start_matches("failed: ").to_string())),
     }
@@ -143,7 +147,9 @@ fn unused() -> Res {
             break;
         }
         if Instant::now() > deadline {
-            return Err(Fail(format!("the module still has {n} users after the test")));
+            return Err(Fail(format!(
+                "the module still has {n} users after the test"
+            )));
         }
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -16,6 +16,7 @@ pub mod mem;
 pub mod net;
 pub mod ring;
 pub mod sys;
+pub mod traffic;
 
 pub use guest::Config;
 pub use guest::Guest;
@@ -29,6 +30,7 @@ pub use net::Peer;
 pub use net::Tap;
 pub use ring::Ring;
 pub use ring::Seg;
+pub use traffic::Traffic;
 
 /// Feature bits, by number.
 pub mod feature {

@@ -55,8 +55,15 @@ impl Mem {
         let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(regions.iter().map(|r| r.1).sum())?;
         let next = AtomicU64::new(regions[0].0);
-        let mut mem = Mem { file, regions: vec![], next };
-        mem.regions = regions.iter().map(|&(gpa, size)| Mapped { gpa, size, hva: 0 }).collect();
+        let mut mem = Mem {
+            file,
+            regions: vec![],
+            next,
+        };
+        mem.regions = regions
+            .iter()
+            .map(|&(gpa, size)| Mapped { gpa, size, hva: 0 })
+            .collect();
         mem.regions = mem.map_again()?;
         Ok(mem)
     }
@@ -85,7 +92,10 @@ impl Mem {
                 if p == libc::MAP_FAILED {
                     return Err(Error::last_os_error().into());
                 }
-                v.push(Mapped { hva: p as u64, ..*r });
+                v.push(Mapped {
+                    hva: p as u64,
+                    ..*r
+                });
             }
             offset += size as i64;
         }
@@ -112,7 +122,9 @@ impl Mem {
     /// The same memory as rust-vmm sees it.
     pub fn as_vm_memory(&self) -> Res<Arc<GuestMemoryMmap<()>>> {
         let mut v = vec![];
-        for r in &self.regions {
+        let mut regions = self.regions.clone();
+        regions.sort_by_key(|r| r.gpa);
+        for r in &regions {
             let prot = libc::PROT_READ | libc::PROT_WRITE;
             // SAFETY: the region is mapped, and stays so until the process ends.
             let m = unsafe {
@@ -135,9 +147,15 @@ impl Mem {
 
     /// Where a byte is mapped, and how many follow it in its region.
     pub fn hva(&self, gpa: u64) -> (*mut u8, usize) {
-        let r = self.regions.iter().find(|r| gpa >= r.gpa && gpa - r.gpa < r.size);
+        let r = self
+            .regions
+            .iter()
+            .find(|r| gpa >= r.gpa && gpa - r.gpa < r.size);
         let r = r.unwrap_or_else(|| panic!("no guest memory at {gpa:#x}"));
-        ((r.hva + gpa - r.gpa) as *mut u8, (r.size - (gpa - r.gpa)) as usize)
+        (
+            (r.hva + gpa - r.gpa) as *mut u8,
+            (r.size - (gpa - r.gpa)) as usize,
+        )
     }
 
     /// Writes guest memory, across regions.

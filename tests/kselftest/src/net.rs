@@ -102,7 +102,11 @@ impl Tap {
         }
         let mut r = Ifreq::new(name);
         if_ioctl(libc::SIOCGIFINDEX, &mut r)?;
-        Ok(Tap { fd, name: name.into(), index: r.value[0] as i32 })
+        Ok(Tap {
+            fd,
+            name: name.into(),
+            index: r.value[0] as i32,
+        })
     }
 
     /// What the guest can do itself.
@@ -136,7 +140,13 @@ pub struct Peer {
 fn setsockopt(fd: &impl AsRawFd, level: i32, name: i32, value: i32) -> Res {
     // SAFETY: `value` is four bytes long.
     let r = unsafe {
-        libc::setsockopt(fd.as_raw_fd(), level, name, &value as *const i32 as *const _, 4)
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            &value as *const i32 as *const _,
+            4,
+        )
     };
     match r {
         0 => Ok(()),
@@ -151,7 +161,11 @@ impl Peer {
         let all = (libc::ETH_P_ALL as u16).to_be();
         // SAFETY: creates a descriptor.
         let s = unsafe {
-            libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0)
+            libc::socket(
+                libc::AF_PACKET,
+                libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+                0,
+            )
         };
         if s < 0 {
             return Err(Error::last_os_error().into());
@@ -174,7 +188,10 @@ impl Peer {
         if unsafe { libc::bind(s, p, size_of_val(&a) as u32) } != 0 {
             return Err(Error::last_os_error().into());
         }
-        Ok(Peer { fd, buf: vec![0; 1 << 17] })
+        Ok(Peer {
+            fd,
+            buf: vec![0; 1 << 17],
+        })
     }
 
     /// Sends a packet.
@@ -198,7 +215,12 @@ impl Peer {
     pub fn try_recv(&mut self) -> Option<Vec<u8>> {
         // SAFETY: the buffer is of that length.
         let r = unsafe {
-            libc::recv(self.fd.as_raw_fd(), self.buf.as_mut_ptr().cast(), self.buf.len(), 0)
+            libc::recv(
+                self.fd.as_raw_fd(),
+                self.buf.as_mut_ptr().cast(),
+                self.buf.len(),
+                0,
+            )
         };
         (r >= 0).then(|| self.buf[..r as usize].to_vec())
     }

@@ -35,12 +35,20 @@ pub struct Seg {
 impl Seg {
     /// A buffer that the device reads.
     pub fn r(gpa: u64, len: usize) -> Self {
-        Seg { gpa, len: len as u32, write: false }
+        Seg {
+            gpa,
+            len: len as u32,
+            write: false,
+        }
     }
 
     /// A buffer that the device writes.
     pub fn w(gpa: u64, len: usize) -> Self {
-        Seg { gpa, len: len as u32, write: true }
+        Seg {
+            gpa,
+            len: len as u32,
+            write: true,
+        }
     }
 }
 
@@ -158,12 +166,17 @@ impl Ring {
 
     /// The heads of the chains that the device has.
     pub fn held(&self) -> Vec<u16> {
-        (0..self.num).filter(|&h| !self.chains[usize::from(h)].is_empty()).collect()
+        (0..self.num)
+            .filter(|&h| !self.chains[usize::from(h)].is_empty())
+            .collect()
     }
 
     /// Puts a chain on the avail ring, not yet visible to the device. Returns its head.
     pub fn add(&mut self, segs: &[Seg]) -> u16 {
-        let list: Vec<_> = segs.iter().map(|s| (s.gpa, s.len, if s.write { WRITE } else { 0 })).collect();
+        let list: Vec<_> = segs
+            .iter()
+            .map(|s| (s.gpa, s.len, if s.write { WRITE } else { 0 }))
+            .collect();
         self.add_raw(&list)
     }
 
@@ -175,7 +188,10 @@ impl Ring {
 
     /// Puts a chain of descriptors (address, length, flags except NEXT) on the avail ring.
     pub fn add_raw(&mut self, list: &[(u64, u32, u16)]) -> u16 {
-        assert!(!list.is_empty() && list.len() <= self.free.len(), "no free descriptors");
+        assert!(
+            !list.is_empty() && list.len() <= self.free.len(),
+            "no free descriptors"
+        );
         let ids: Vec<u16> = list.iter().map(|_| self.free.pop().unwrap()).collect();
         for (i, &(addr, len, flags)) in list.iter().enumerate() {
             let next = ids.get(i + 1).copied();
@@ -197,7 +213,8 @@ impl Ring {
 
     /// Makes what was offered visible to the device.
     pub fn publish(&self) {
-        self.u16_at(self.avail + 2).store(self.avail_idx, Ordering::Release);
+        self.u16_at(self.avail + 2)
+            .store(self.avail_idx, Ordering::Release);
     }
 
     /// Sets the index that the device sees to any value.
@@ -243,7 +260,8 @@ impl Ring {
 
     /// The index that an avail index has to pass before the device wants a kick.
     pub fn avail_event(&self) -> u16 {
-        self.u16_at(self.used + 4 + 8 * u64::from(self.num)).load(Ordering::Acquire)
+        self.u16_at(self.used + 4 + 8 * u64::from(self.num))
+            .load(Ordering::Acquire)
     }
 
     /// Sets the avail ring's flags: 1, no calls wanted.
@@ -253,7 +271,8 @@ impl Ring {
 
     /// Asks for a call when the used index passes `idx`.
     pub fn set_used_event(&self, idx: u16) {
-        self.u16_at(self.avail + 4 + 2 * u64::from(self.num)).store(idx, Ordering::Release);
+        self.u16_at(self.avail + 4 + 2 * u64::from(self.num))
+            .store(idx, Ordering::Release);
         fence(Ordering::SeqCst);
     }
 
@@ -291,7 +310,11 @@ impl Ring {
                 }
             }
             if !readable(&self.call, deadline) {
-                let late = if self.device_idx() == self.used_idx { "nor used" } else { "but used" };
+                let late = if self.device_idx() == self.used_idx {
+                    "nor used"
+                } else {
+                    "but used"
+                };
                 let errs = self.err.read().unwrap_or(0);
                 return Err(Fail(format!(
                     "no call in {PATIENCE} s, {late} (avail {}, used {}, errors {errs})",
@@ -309,7 +332,12 @@ impl Ring {
             got = self.pop();
             got.is_some()
         });
-        got.ok_or_else(|| Fail(format!("nothing used in {PATIENCE} s (at {})", self.used_idx)))
+        got.ok_or_else(|| {
+            Fail(format!(
+                "nothing used in {PATIENCE} s (at {})",
+                self.used_idx
+            ))
+        })
     }
 
     /// Waits for the error eventfd. Its count is consumed.

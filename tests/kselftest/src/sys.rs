@@ -107,14 +107,21 @@ pub fn mem_table(nregions: u32, padding: u32, regions: &[Region]) -> Vec<u64> {
 
 /// Opens the device.
 pub fn open() -> Res<File> {
-    Ok(OpenOptions::new().read(true).write(true).open("/dev/vhost-net")?)
+    Ok(OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/vhost-net")?)
 }
 
 /// Waits until there is something to read, or an end of file. False: the time is over.
 pub fn readable(fd: &impl AsRawFd, deadline: Instant) -> bool {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let mut p = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut p = libc::pollfd {
+            fd: fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
         let ms = left.as_millis().min(i32::MAX as u128) as i32;
         // SAFETY: `p` is one valid entry.
         match unsafe { libc::poll(&mut p, 1, ms) } {
@@ -181,6 +188,9 @@ pub fn in_child(f: impl FnOnce() -> i32) -> Res<i32> {
     if unsafe { libc::waitpid(pid, &mut status, 0) } < 0 {
         return Err(Error::last_os_error().into());
     }
-    crate::check!(libc::WIFEXITED(status), "the child died: status {status:#x}");
+    crate::check!(
+        libc::WIFEXITED(status),
+        "the child died: status {status:#x}"
+    );
     Ok(libc::WEXITSTATUS(status))
 }

@@ -22,13 +22,19 @@ fn take(g: &mut Guest, place: &[Vec<Seg>]) -> Res<(Vec<u8>, u16)> {
     while data.len() < 12 || buffers < num_buffers(&data) {
         check!(full, "a buffer that is not the last is not full");
         let Some(u) = g.rx.pop() else {
-            bail!("{buffers} buffers used of a packet of {:?}", data.get(10..12));
+            bail!(
+                "{buffers} buffers used of a packet of {:?}",
+                data.get(10..12)
+            );
         };
         full = u.len == room(&place[u.id as usize]);
         data.extend(contents(g, &place[u.id as usize], u.len)?);
         buffers += 1;
     }
-    check!(there >= buffers, "a packet of {buffers} buffers, {there} of them visible at first");
+    check!(
+        there >= buffers,
+        "a packet of {buffers} buffers, {there} of them visible at first"
+    );
     Ok((data, buffers))
 }
 
@@ -46,8 +52,15 @@ fn contents(g: &Guest, segs: &[Seg], len: u32) -> Res<Vec<u8>> {
     for s in segs {
         v.extend(g.mem.read(s.gpa, s.len as usize));
     }
-    check!(len as usize <= v.len(), "used length {len} of a buffer of {}", v.len());
-    check!(v[len as usize..].iter().all(|&b| b == 0xa5), "bytes written behind the used length");
+    check!(
+        len as usize <= v.len(),
+        "used length {len} of a buffer of {}",
+        v.len()
+    );
+    check!(
+        v[len as usize..].iter().all(|&b| b == 0xa5),
+        "bytes written behind the used length"
+    );
     v.truncate(len as usize);
     Ok(v)
 }
@@ -67,7 +80,12 @@ impl Filled {
         let spare = (0..n / sizes.len())
             .map(|_| sizes.iter().map(|&s| g.buffer(s)).collect())
             .collect();
-        let mut f = Filled { g, sizes: sizes.to_vec(), place: vec![vec![]; n], spare };
+        let mut f = Filled {
+            g,
+            sizes: sizes.to_vec(),
+            place: vec![vec![]; n],
+            spare,
+        };
         f.fill();
         Ok(f)
     }
@@ -106,7 +124,8 @@ impl Filled {
         let now = self.held();
         for head in held {
             if !now.contains(&head) {
-                self.spare.push(std::mem::take(&mut self.place[usize::from(head)]));
+                self.spare
+                    .push(std::mem::take(&mut self.place[usize::from(head)]));
             }
         }
         Ok(())
@@ -118,7 +137,9 @@ impl Filled {
     }
 }
 
-const LENGTHS: &[usize] = &[14, 60, 87, 88, 89, 116, 117, 188, 1000, 1514, 4000, 9000, 20000];
+const LENGTHS: &[usize] = &[
+    14, 60, 87, 88, 89, 116, 117, 188, 1000, 1514, 4000, 9000, 20000,
+];
 
 fn over(cfg: Config, sizes: &[usize]) -> Res {
     let mut f = Filled::new(cfg, sizes)?;
@@ -201,13 +222,18 @@ fn stream() -> Res {
         }
         let held = f.held();
         let (data, buffers) = f.take()?;
-        check_eq!(usize::from(buffers), (12 + len(got)).div_ceil(256), "num_buffers of packet {got}");
+        check_eq!(
+            usize::from(buffers),
+            (12 + len(got)).div_ceil(256),
+            "num_buffers of packet {got}"
+        );
         same(&data[12..], &frame(got, len(got)), &format!("packet {got}"))?;
         got += 1;
         let now = f.held();
         for head in held {
             if !now.contains(&head) {
-                f.spare.push(std::mem::take(&mut f.place[usize::from(head)]));
+                f.spare
+                    .push(std::mem::take(&mut f.place[usize::from(head)]));
             }
         }
         f.fill();
@@ -236,7 +262,11 @@ fn waits_for_more() -> Res {
             }
         });
         check!(asked, "the device never asked for a kick");
-        check_eq!(g.rx.device_idx(), 0, "used index while there are too few buffers");
+        check_eq!(
+            g.rx.device_idx(),
+            0,
+            "used index while there are too few buffers"
+        );
         for b in &b[3..] {
             place[usize::from(g.rx.add(&[*b]))] = vec![*b];
         }
@@ -251,7 +281,12 @@ fn waits_for_more() -> Res {
 
 /// Without mergeable buffers a packet larger than its buffer is dropped, and the next takes the buffer.
 fn too_large() -> Res {
-    for features in [VERSION_1, 0, VERSION_1 | EVENT_IDX, VERSION_1 | VHOST_NET_HDR] {
+    for features in [
+        VERSION_1,
+        0,
+        VERSION_1 | EVENT_IDX,
+        VERSION_1 | VHOST_NET_HDR,
+    ] {
         let mut g = Guest::new(Config::with(features))?;
         for round in 0..4 {
             let b = [g.buffer(500), g.buffer(500)];
@@ -280,17 +315,32 @@ fn too_large() -> Res {
 
 /// A packet of many segments for a guest that takes them unsplit.
 fn gso() -> Res {
-    let mut f = Filled::new(Config { peer_vnet: true, ..Config::with(MRG) }, &[4096])?;
+    let mut f = Filled::new(
+        Config {
+            peer_vnet: true,
+            ..Config::with(MRG)
+        },
+        &[4096],
+    )?;
     f.g.tap.offload(net::TUN_F_CSUM | net::TUN_F_TSO4)?;
     for (payload, mss) in [(2920, 1460), (20000, 1448), (64000, 1448)] {
         let p = net::tcp_frame(payload, 9);
         let [x, y] = (mss as u16).to_le_bytes();
-        f.g.peer.send(&[&[1, 1, 54, 0, x, y, 34, 0, 16, 0], &p[..]].concat())?;
+        f.g.peer
+            .send(&[&[1, 1, 54, 0, x, y, 34, 0, 16, 0], &p[..]].concat())?;
         let (data, buffers) = f.take()?;
-        check_eq!(usize::from(buffers), (12 + p.len()).div_ceil(4096), "num_buffers");
+        check_eq!(
+            usize::from(buffers),
+            (12 + p.len()).div_ceil(4096),
+            "num_buffers"
+        );
         check_eq!(data[0] & 1, 1, "NEEDS_CSUM");
         check_eq!(data[1], 1, "GSO type");
-        check_eq!(data[4..10], [x, y, 34, 0, 16, 0], "GSO size, checksum start and offset");
+        check_eq!(
+            data[4..10],
+            [x, y, 34, 0, 16, 0],
+            "GSO size, checksum start and offset"
+        );
         same(&data[12..], &p, "GSO packet")?;
     }
     Ok(())

@@ -11,15 +11,18 @@ use kselftest::*;
 use vhost::VhostBackend;
 
 const SIZES: &[usize] = &[
-    14, 15, 18, 59, 60, 61, 64, 100, 128, 256, 511, 1024, 1499, 1500, 1514, 2000, 2048, 3000, 4083, 4084,
-    4085, 4095, 4096, 4097, 5000, 8191, 8192, 8193, 9014, 16384, 32768, 40001, 65000, 65535,
+    14, 15, 18, 59, 60, 61, 64, 100, 128, 256, 511, 1024, 1499, 1500, 1514, 2000, 2048, 3000, 4083,
+    4084, 4085, 4095, 4096, 4097, 5000, 8191, 8192, 8193, 9014, 16384, 32768, 40001, 65000, 65535,
 ];
 
 fn sizes(features: u64) -> Res {
     let mut g = Guest::new(Config::with(features))?;
     for (i, chunk) in SIZES.chunks(9).enumerate() {
-        let packets: Vec<_> =
-            chunk.iter().enumerate().map(|(j, &n)| frame((16 * i + j) as u32, n)).collect();
+        let packets: Vec<_> = chunk
+            .iter()
+            .enumerate()
+            .map(|(j, &n)| frame((16 * i + j) as u32, n))
+            .collect();
         g.receive_all(&packets)?;
     }
     g.stop()?;
@@ -114,7 +117,10 @@ fn shapes(features: u64) -> Res {
             let got = g.mem.read(b.gpa, room);
             g.check_rx_hdr(&got, 1)?;
             same(&got[hdr..total], &p, &what)?;
-            check!(got[total..].iter().all(|&x| x == 0xa5), "written behind the packet, {what}");
+            check!(
+                got[total..].iter().all(|&x| x == 0xa5),
+                "written behind the packet, {what}"
+            );
         }
     }
     Ok(())
@@ -175,7 +181,11 @@ fn across_regions() -> Res {
             check_eq!(g.rx.wait()?.len as usize, g.hdr + len);
             let got = g.mem.read(at, g.hdr + len);
             g.check_rx_hdr(&got, 1)?;
-            same(&got[g.hdr..], &p, &format!("{len} bytes, {before} in the first region"))?;
+            same(
+                &got[g.hdr..],
+                &p,
+                &format!("{len} bytes, {before} in the first region"),
+            )?;
         }
     }
     Ok(())
@@ -228,7 +238,9 @@ fn ring_1() -> Res {
 }
 
 fn ring_2() -> Res {
-    many(Config::with(VERSION_1 | EVENT_IDX).num(2), 300, |i| 60 + i as usize % 100)
+    many(Config::with(VERSION_1 | EVENT_IDX).num(2), 300, |i| {
+        60 + i as usize % 100
+    })
 }
 
 fn ring_256() -> Res {
@@ -236,15 +248,27 @@ fn ring_256() -> Res {
 }
 
 fn ring_32768() -> Res {
-    let cfg = Config { regions: vec![(mem::BASE, 160 << 20)], ..Config::default() };
-    many(Config { rx_num: 32768, ..cfg }, 40000, |i| 60 + i as usize % 7)
+    let cfg = Config {
+        regions: vec![(mem::BASE, 160 << 20)],
+        ..Config::default()
+    };
+    many(
+        Config {
+            rx_num: 32768,
+            ..cfg
+        },
+        40000,
+        |i| 60 + i as usize % 7,
+    )
 }
 
 /// The indices pass 65535, with and without event indices, at every ring size.
 fn index_wrap() -> Res {
     for num in [1, 2, 64, 256] {
         for features in [VERSION_1, VERSION_1 | EVENT_IDX, 0] {
-            let cfg = Config::with(features).num(num).base(65536u32.wrapping_sub(300) as u16);
+            let cfg = Config::with(features)
+                .num(num)
+                .base(65536u32.wrapping_sub(300) as u16);
             many(cfg, 600, |i| 60 + i as usize % 40)?;
         }
     }
@@ -261,7 +285,9 @@ fn no_buffers() -> Res {
     for features in [VERSION_1, VERSION_1 | EVENT_IDX] {
         let mut g = Guest::new(Config::with(features))?;
         for round in 0..3 {
-            let packets: Vec<_> = (0..100).map(|i| frame(1000 * round + i, 100 + i as usize)).collect();
+            let packets: Vec<_> = (0..100)
+                .map(|i| frame(1000 * round + i, 100 + i as usize))
+                .collect();
             for p in &packets {
                 g.peer.send(p)?;
             }
@@ -303,56 +329,10 @@ fn buffers_first() -> Res {
 
 /// Both directions at once, full rings.
 fn both_ways() -> Res {
-    let mut g = Guest::new(Config::with(VERSION_1 | EVENT_IDX))?;
-    let room = 1600;
-    let area: Vec<_> = (0..256).map(|_| g.buffer(room)).collect();
-    let out: Vec<_> = (0..256).map(|_| g.mem.alloc(room, 16)).collect();
-    let (mut rx_in, mut rx_out, mut tx_in, mut tx_out) = (0u32, 0u32, 0u32, 0u32);
-    let count = 5000u32;
-    let mut next = 0;
-    let mut place = vec![0; 256];
-    while rx_out < count || tx_out < count {
-        while g.rx.free() > 0 {
-            let b = area[next % 256];
-            place[usize::from(g.rx.add(&[b]))] = b.gpa;
-            next += 1;
-        }
-        g.rx.submit();
-        while tx_in < count && g.tx.free() > 0 {
-            let p = frame(tx_in, 60 + tx_in as usize % 1400);
-            let at = out[tx_in as usize % 256];
-            g.mem.fill(at, g.hdr, 0);
-            g.mem.write(at + g.hdr as u64, &p);
-            g.tx.add(&[Seg::r(at, g.hdr + p.len())]);
-            tx_in += 1;
-        }
-        g.tx.submit();
-        while rx_in < count && rx_in - rx_out < 200 {
-            g.peer.send(&frame(rx_in, 60 + rx_in as usize % 1300))?;
-            rx_in += 1;
-        }
-        if tx_out < tx_in {
-            g.tx.wait()?;
-            let mut n = 1;
-            while g.tx.pop().is_some() {
-                n += 1;
-            }
-            for _ in 0..n {
-                let want = frame(tx_out, 60 + tx_out as usize % 1400);
-                same(&g.peer.recv()?, &want, "sent packet")?;
-                tx_out += 1;
-            }
-        }
-        if rx_out < rx_in {
-            let mut u = Some(g.rx.wait()?);
-            while let Some(e) = u {
-                let want = frame(rx_out, 60 + rx_out as usize % 1300);
-                let data = g.mem.read(place[e.id as usize], e.len as usize);
-                same(&data[g.hdr..], &want, "received packet")?;
-                rx_out += 1;
-                u = g.rx.pop();
-            }
-        }
+    for features in [VERSION_1 | EVENT_IDX, 0, MRG_RXBUF | INDIRECT] {
+        let mut g = Guest::new(Config::with(features))?;
+        let area = g.mem.alloc(Traffic::room(&g), 4096);
+        Traffic::new(&g, area).run(&mut g, 4000)?;
     }
     Ok(())
 }
@@ -361,7 +341,10 @@ fn both_ways() -> Res {
 fn checksum() -> Res {
     let hdr = [1, 0, 54, 0, 0, 0, 34, 0, 16, 0];
     for able in [true, false] {
-        let mut g = Guest::new(Config { peer_vnet: true, ..Default::default() })?;
+        let mut g = Guest::new(Config {
+            peer_vnet: true,
+            ..Default::default()
+        })?;
         g.tap.offload(if able { net::TUN_F_CSUM } else { 0 })?;
         for payload in [1, 1000, 1460] {
             let p = net::tcp_frame(payload, 7);
@@ -390,7 +373,10 @@ fn checksum() -> Res {
 /// A packet that the guest is to take as a whole: the segment size arrives in its header.
 fn gso() -> Res {
     for features in [VERSION_1, 0] {
-        let mut g = Guest::new(Config { peer_vnet: true, ..Config::with(features) })?;
+        let mut g = Guest::new(Config {
+            peer_vnet: true,
+            ..Config::with(features)
+        })?;
         g.tap.offload(net::TUN_F_CSUM | net::TUN_F_TSO4)?;
         for (payload, mss) in [(2000, 1000), (2920, 1460), (20000, 1448), (64000, 1448)] {
             let p = net::tcp_frame(payload, 9);
@@ -431,7 +417,11 @@ fn bad(features: u64, poison: impl Fn(&mut Guest)) -> Res {
         }
         for (b, p) in b.iter().zip(&p) {
             g.rx.wait()?;
-            same(&g.mem.read(b.gpa + g.hdr as u64, p.len()), p, "packet before the bad chain")?;
+            same(
+                &g.mem.read(b.gpa + g.hdr as u64, p.len()),
+                p,
+                "packet before the bad chain",
+            )?;
         }
         g.rx.wait_err()?;
         g.stop()?;
@@ -444,7 +434,11 @@ fn bad(features: u64, poison: impl Fn(&mut Guest)) -> Res {
         g.rx.submit();
         for (b, p) in b.iter().zip(&p[3..]) {
             g.rx.wait()?;
-            same(&g.mem.read(b.gpa + g.hdr as u64, p.len()), p, "packet after the reset")?;
+            same(
+                &g.mem.read(b.gpa + g.hdr as u64, p.len()),
+                p,
+                "packet after the reset",
+            )?;
         }
         g.receive_all(&[frame(7, 60), frame(8, 5000)])?;
         g.send_all(&[frame(9, 60)])?;

@@ -14,16 +14,19 @@ use vhost::VhostBackend;
 /// Sizes around every limit on the way: minimum frame, a page and what the driver adds to it, the
 /// largest frame.
 const SIZES: &[usize] = &[
-    14, 15, 17, 18, 42, 59, 60, 61, 64, 65, 100, 128, 256, 511, 1024, 1499, 1500, 1514, 2000, 2048, 3000,
-    3500, 3520, 3600, 3648, 3700, 3712, 3776, 3840, 4000, 4083, 4084, 4095, 4096, 4097, 5000, 8191, 8192,
-    8193, 9014, 16384, 32768, 40001, 65000, 65535,
+    14, 15, 17, 18, 42, 59, 60, 61, 64, 65, 100, 128, 256, 511, 1024, 1499, 1500, 1514, 2000, 2048,
+    3000, 3500, 3520, 3600, 3648, 3700, 3712, 3776, 3840, 4000, 4083, 4084, 4095, 4096, 4097, 5000,
+    8191, 8192, 8193, 9014, 16384, 32768, 40001, 65000, 65535,
 ];
 
 fn sizes(features: u64) -> Res {
     let mut g = Guest::new(Config::with(features))?;
     for (i, chunk) in SIZES.chunks(9).enumerate() {
-        let packets: Vec<_> =
-            chunk.iter().enumerate().map(|(j, &n)| frame((16 * i + j) as u32, n)).collect();
+        let packets: Vec<_> = chunk
+            .iter()
+            .enumerate()
+            .map(|(j, &n)| frame((16 * i + j) as u32, n))
+            .collect();
         g.send_all(&packets)?;
     }
     check!(g.peer.try_recv().is_none(), "more packets than were sent");
@@ -121,7 +124,11 @@ fn shapes(features: u64) -> Res {
             g.tx.submit();
             check_eq!(g.tx.wait()?.len, 0);
             let got = g.peer.recv()?;
-            same(&got, &p, &format!("{len} bytes as {:?}", &shape[..shape.len().min(6)]))?;
+            same(
+                &got,
+                &p,
+                &format!("{len} bytes as {:?}", &shape[..shape.len().min(6)]),
+            )?;
         }
     }
     Ok(())
@@ -174,7 +181,11 @@ fn across_regions() -> Res {
             g.tx.add(&[Seg::r(at, g.hdr + len)]);
             g.tx.submit();
             g.tx.wait()?;
-            same(&g.peer.recv()?, &p, &format!("{len} bytes, {before} in the first region"))?;
+            same(
+                &g.peer.recv()?,
+                &p,
+                &format!("{len} bytes, {before} in the first region"),
+            )?;
         }
     }
     Ok(())
@@ -204,12 +215,19 @@ fn many(cfg: Config, count: u32, len: impl Fn(u32) -> usize) -> Res {
         }
         while got < used {
             let p = g.peer.recv()?;
-            same(&p, &frame(got, len(got)), &format!("packet {got} of {count}"))?;
+            same(
+                &p,
+                &frame(got, len(got)),
+                &format!("packet {got} of {count}"),
+            )?;
             got += 1;
         }
     }
     check_eq!(used, count);
-    check_eq!(g.net.get_vring_base(TX)? & 0xffff, (u32::from(g.cfg.base) + count) & 0xffff);
+    check_eq!(
+        g.net.get_vring_base(TX)? & 0xffff,
+        (u32::from(g.cfg.base) + count) & 0xffff
+    );
     check!(g.peer.try_recv().is_none(), "more packets than were sent");
     Ok(())
 }
@@ -219,7 +237,9 @@ fn ring_1() -> Res {
 }
 
 fn ring_2() -> Res {
-    many(Config::with(VERSION_1 | EVENT_IDX).num(2), 300, |i| 60 + i as usize % 100)
+    many(Config::with(VERSION_1 | EVENT_IDX).num(2), 300, |i| {
+        60 + i as usize % 100
+    })
 }
 
 fn ring_256() -> Res {
@@ -227,15 +247,27 @@ fn ring_256() -> Res {
 }
 
 fn ring_32768() -> Res {
-    let cfg = Config { regions: vec![(mem::BASE, 160 << 20)], ..Config::default() };
-    many(Config { tx_num: 32768, ..cfg }, 40000, |i| 60 + i as usize % 7)
+    let cfg = Config {
+        regions: vec![(mem::BASE, 160 << 20)],
+        ..Config::default()
+    };
+    many(
+        Config {
+            tx_num: 32768,
+            ..cfg
+        },
+        40000,
+        |i| 60 + i as usize % 7,
+    )
 }
 
 /// The indices pass 65535, with and without event indices, at every ring size.
 fn index_wrap() -> Res {
     for num in [1, 2, 64, 256] {
         for features in [VERSION_1, VERSION_1 | EVENT_IDX, 0] {
-            let cfg = Config::with(features).num(num).base(65536u32.wrapping_sub(300) as u16);
+            let cfg = Config::with(features)
+                .num(num)
+                .base(65536u32.wrapping_sub(300) as u16);
             many(cfg, 600, |i| 60 + i as usize % 40)?;
         }
     }
@@ -250,7 +282,10 @@ fn index_wrap_long() -> Res {
 /// A checksum that the guest left to the device.
 fn checksum() -> Res {
     for features in [VERSION_1, 0] {
-        let mut g = Guest::new(Config { peer_vnet: true, ..Config::with(features) })?;
+        let mut g = Guest::new(Config {
+            peer_vnet: true,
+            ..Config::with(features)
+        })?;
         for payload in [1, 1000, 1460, 3000, 8000] {
             let p = net::tcp_frame(payload, 7);
             let at = g.place(&p);
@@ -271,7 +306,10 @@ fn checksum() -> Res {
 
 /// The header length is less than where the checksum ends: the driver puts it right.
 fn checksum_short_hdr_len() -> Res {
-    let mut g = Guest::new(Config { peer_vnet: true, ..Default::default() })?;
+    let mut g = Guest::new(Config {
+        peer_vnet: true,
+        ..Default::default()
+    })?;
     let p = net::tcp_frame(200, 7);
     let at = g.place(&p);
     g.mem.write(at, &[1, 0, 0, 0, 0, 0, 34, 0, 16, 0]);
@@ -287,8 +325,17 @@ fn checksum_short_hdr_len() -> Res {
 /// Segmentation left to the device: the segment size arrives with the packet.
 fn gso() -> Res {
     for features in [VERSION_1, VERSION_1 | MRG_RXBUF, 0] {
-        let mut g = Guest::new(Config { peer_vnet: true, ..Config::with(features) })?;
-        for (payload, mss) in [(2000, 1000), (2920, 1460), (3500, 536), (20000, 1448), (64000, 1448)] {
+        let mut g = Guest::new(Config {
+            peer_vnet: true,
+            ..Config::with(features)
+        })?;
+        for (payload, mss) in [
+            (2000, 1000),
+            (2920, 1460),
+            (3500, 536),
+            (20000, 1448),
+            (64000, 1448),
+        ] {
             let p = net::tcp_frame(payload, 9);
             let at = g.place(&p);
             let [a, b] = (mss as u16).to_le_bytes();
@@ -321,7 +368,10 @@ fn bad_header() -> Res {
         check_eq!(g.tx.wait()?.len, 0);
         g.send_all(&[frame(1, 100), frame(2, 5000)])?;
     }
-    check!(g.peer.try_recv().is_none(), "a packet with a bad header was sent");
+    check!(
+        g.peer.try_recv().is_none(),
+        "a packet with a bad header was sent"
+    );
     Ok(())
 }
 
@@ -388,7 +438,10 @@ fn bad(cfg: Config, error: bool, poison: impl Fn(&mut Guest)) -> Res {
         }
         g.stop()?;
         check_eq!(g.tx.device_idx(), base.wrapping_add(4), "the used index");
-        check!(g.peer.try_recv().is_none(), "something was sent for a bad chain");
+        check!(
+            g.peer.try_recv().is_none(),
+            "something was sent for a bad chain"
+        );
         g.restart(round * 500)?;
         g.send_all(&[frame(7, 60), frame(8, 5000), frame(9, 1514)])?;
         g.receive_all(&[frame(10, 60)])?;
@@ -564,7 +617,10 @@ fn repaired_by_the_guest() -> Res {
     g.tx.put_desc(g.tx.desc, 200, at, 112, 0, 0);
     g.tx.kick();
     same(&g.peer.recv()?, &p, "the repaired packet")?;
-    check!(until(|| g.tx.device_idx() == 1), "the repaired chain was not used");
+    check!(
+        until(|| g.tx.device_idx() == 1),
+        "the repaired chain was not used"
+    );
     Ok(())
 }
 
