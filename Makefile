@@ -3,7 +3,51 @@ ifneq ($(KERNELRELEASE),)
 # ---- The kernel's half: read by kbuild, in tree and out of tree.
 
 obj-$(CONFIG_VHOST_NET_RUST) += vhost_net.o
+# A module may not have a member of its own name.
 vhost_net-y := vhost_net_main.o
+
+# Bindings for what the kernel crate does not bind, and for the helpers.
+targets += sys/bindings_generated.rs
+export VHOST_NET_BINDINGS := $(abspath $(obj)/sys/bindings_generated.rs)
+
+quiet_cmd_vhost_bindgen = BINDGEN $@
+      cmd_vhost_bindgen = mkdir -p $(@D); \
+	$(BINDGEN) $< $(shell grep -v '^\#' $(src)/sys/bindgen_parameters) \
+		--rust-target 1.85 --use-core --with-derive-default --ctypes-prefix ffi \
+		--no-layout-tests --no-doc-comments --no-debug '.*' \
+		--enable-function-attribute-detection -o $@ -- \
+		$(filter-out $(CC_FLAGS_LTO) -Wp$(comma)%, $(c_flags)) -Wp,-MMD,$(depfile) \
+		-fno-builtin -D__BINDGEN__ -DMODULE -w; \
+	sed -Ei -e 's/pub const RUST_CONST_HELPER_([a-zA-Z0-9_]*)/pub const \1/' \
+		-e 's/pub fn rust_helper_([a-zA-Z0-9_]*)/\#[link_name = "rust_helper_\1"]\n    pub fn \1/' $@
+
+$(obj)/sys/bindings_generated.rs: $(src)/sys/helpers.c $(src)/sys/bindgen_parameters FORCE
+	$(call if_changed_dep,vhost_bindgen)
+
+$(obj)/vhost_net_main.o: $(obj)/sys/bindings_generated.rs
+
+ifdef CONFIG_RUST_INLINE_HELPERS
+# The helpers become part of the Rust object, as those of the kernel crate do.
+targets += sys/helpers.bc
+
+quiet_cmd_vhost_helpers = HELPER  $@
+      cmd_vhost_helpers = \
+	$(CC) $(c_flags) -Wno-missing-prototypes -Wno-missing-declarations -DVHOST_INLINE_HELPERS \
+		-c -g0 $< -emit-llvm -o $@
+
+$(obj)/sys/helpers.bc: private part-of-module := y
+$(obj)/sys/helpers.bc: $(src)/sys/helpers.c FORCE
+	$(call if_changed_dep,vhost_helpers)
+
+$(obj)/vhost_net_main.o: $(obj)/sys/helpers.bc
+$(obj)/vhost_net_main.o: private CC_FLAGS_RUST_INLINE_HELPERS += \
+	-Xclang -mlink-builtin-bitcode -Xclang $(obj)/sys/helpers.bc
+else
+vhost_net-y += sys/helpers.o
+CFLAGS_sys/helpers.o += -Wno-missing-prototypes -Wno-missing-declarations
+endif
+
+clean-files += sys/bindings_generated.rs sys/helpers.bc
 
 # ---- End of the kernel's half.
 else

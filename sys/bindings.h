@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What sys/ needs of the kernel's C API beyond what the kernel crate binds.
+ *
+ * sys/helpers.c includes this file, and bindgen reads both through it.
+ */
+
+#include <linux/errqueue.h>
+#include <linux/eventfd.h>
+#include <linux/fs.h>
+#include <linux/futex.h>
+#include <linux/if_packet.h>
+#include <linux/if_tap.h>
+#include <linux/if_tun.h>
+#include <linux/miscdevice.h>
+#include <linux/net.h>
+#include <linux/page_frag_cache.h>
+#include <linux/poll.h>
+#include <linux/ptr_ring.h>
+#include <linux/sched.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/vhost_task.h>
+#include <linux/skb_array.h>
+#include <linux/skbuff.h>
+#include <linux/spinlock.h>
+#include <linux/uaccess.h>
+#include <linux/uio.h>
+#include <linux/virtio_net.h>
+#include <net/sock.h>
+#include <net/xdp.h>
+
+#include <asm/futex.h>
+
+/* `bindgen` gets confused at certain things. */
+const size_t RUST_CONST_HELPER_SMP_CACHE_BYTES = SMP_CACHE_BYTES;
+const size_t RUST_CONST_HELPER_XDP_HEADROOM = XDP_PACKET_HEADROOM;
+const size_t RUST_CONST_HELPER_FRAG_SIZE = PAGE_SIZE;
+const size_t RUST_CONST_HELPER_VNET_HDR_MAX = sizeof(struct virtio_net_hdr_v1_hash_tunnel);
+const unsigned int RUST_CONST_HELPER_TUN_MSG_PTR = TUN_MSG_PTR;
+const unsigned int RUST_CONST_HELPER_SOCK_FLAG_XDP = SOCK_XDP;
+const unsigned int RUST_CONST_HELPER_SOCK_TYPE_RAW = SOCK_RAW;
+const unsigned int RUST_CONST_HELPER_FAMILY_PACKET = AF_PACKET;
+const unsigned int RUST_CONST_HELPER_POLL_IN = (__force unsigned int)EPOLLIN;
+const unsigned int RUST_CONST_HELPER_POLL_OUT = (__force unsigned int)EPOLLOUT;
+const unsigned int RUST_CONST_HELPER_POLL_ERR = (__force unsigned int)EPOLLERR;
+const gfp_t RUST_CONST_HELPER_FRAG_GFP = GFP_KERNEL;

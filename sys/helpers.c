@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Inline functions and macros of the kernel that sys/ calls, made callable from Rust. No logic.
+ *
+ * Sorted by header. With CONFIG_RUST_INLINE_HELPERS this file becomes bitcode that is linked into
+ * the Rust object, and the functions are inlined; otherwise it is an object of the module.
+ */
+
+#include "bindings.h"
+
+#if defined(__BINDGEN__)
+#define __vhost_helper
+#elif defined(VHOST_INLINE_HELPERS)
+#define __vhost_helper __always_inline
+#else
+#define __vhost_helper
+#endif
+
+/* asm/futex.h */
+
+__vhost_helper int rust_helper_futex_atomic_or(u32 mask, u32 __user *uaddr)
+{
+	int old;
+
+	return arch_futex_atomic_op_inuser(FUTEX_OP_OR, mask, &old, uaddr);
+}
+
+/* linux/if_tap.h, linux/if_tun.h */
+
+__vhost_helper struct socket *rust_helper_tap_get_socket(struct file *file)
+{
+	return tap_get_socket(file);
+}
+
+__vhost_helper struct ptr_ring *rust_helper_tap_get_ptr_ring(struct file *file)
+{
+	return tap_get_ptr_ring(file);
+}
+
+__vhost_helper struct socket *rust_helper_tun_get_socket(struct file *file)
+{
+	return tun_get_socket(file);
+}
+
+__vhost_helper struct ptr_ring *rust_helper_tun_get_tx_ring(struct file *file)
+{
+	return tun_get_tx_ring(file);
+}
+
+__vhost_helper bool rust_helper_tun_is_xdp_frame(void *ptr)
+{
+	return tun_is_xdp_frame(ptr);
+}
+
+__vhost_helper struct xdp_frame *rust_helper_tun_ptr_to_xdp(void *ptr)
+{
+	return tun_ptr_to_xdp(ptr);
+}
+
+__vhost_helper void rust_helper_tun_ptr_free(void *ptr)
+{
+	tun_ptr_free(ptr);
+}
+
+__vhost_helper void rust_helper_tun_wake_queue(struct file *file, int consumed)
+{
+	tun_wake_queue(file, consumed);
+}
+
+/* linux/poll.h */
+
+__vhost_helper __poll_t rust_helper_vfs_poll(struct file *file, struct poll_table_struct *pt)
+{
+	return vfs_poll(file, pt);
+}
+
+/* linux/ptr_ring.h */
+
+__vhost_helper spinlock_t *rust_helper_ptr_ring_consumer_lock(struct ptr_ring *r)
+{
+	return &r->consumer_lock;
+}
+
+__vhost_helper int rust_helper___ptr_ring_consume_batched(struct ptr_ring *r, void **array, int n)
+{
+	return __ptr_ring_consume_batched(r, array, n);
+}
+
+__vhost_helper void rust_helper_ptr_ring_unconsume(struct ptr_ring *r, void **batch, int n,
+						   void (*destroy)(void *))
+{
+	ptr_ring_unconsume(r, batch, n, destroy);
+}
+
+/* linux/sched.h */
+
+__vhost_helper void rust_helper_set_current_running(void)
+{
+	__set_current_state(TASK_RUNNING);
+}
+
+__vhost_helper void rust_helper_cond_resched(void)
+{
+	cond_resched();
+}
+
+/* linux/skb_array.h, linux/skbuff.h */
+
+__vhost_helper int rust_helper___skb_array_len_with_tag(struct sk_buff *skb)
+{
+	return __skb_array_len_with_tag(skb);
+}
+
+__vhost_helper size_t rust_helper_net_rx_pad(void)
+{
+	return NET_IP_ALIGN + NET_SKB_PAD;
+}
+
+__vhost_helper struct sk_buff *rust_helper_skb_peek(struct sk_buff_head *list)
+{
+	return skb_peek(list);
+}
+
+__vhost_helper unsigned long rust_helper_skb_queue_lock(struct sk_buff_head *list)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&list->lock, flags);
+	return flags;
+}
+
+__vhost_helper void rust_helper_skb_queue_unlock(struct sk_buff_head *list, unsigned long flags)
+{
+	spin_unlock_irqrestore(&list->lock, flags);
+}
+
+/* linux/uaccess.h */
+
+__vhost_helper bool rust_helper_access_ok(const void __user *addr, unsigned long size)
+{
+	return access_ok(addr, size);
+}
+
+__vhost_helper int rust_helper_get_user_u16(u16 *value, const u16 __user *addr)
+{
+	return get_user(*value, addr);
+}
+
+__vhost_helper int rust_helper_put_user_u16(u16 value, u16 __user *addr)
+{
+	return put_user(value, addr);
+}
+
+__vhost_helper unsigned long rust_helper_copy_from_user_16(void *to, const void __user *from)
+{
+	return copy_from_user(to, from, 16);
+}
+
+/* net/sock.h */
+
+__vhost_helper u16 rust_helper_sk_family(const struct sock *sk)
+{
+	return sk->sk_family;
+}
+
+__vhost_helper bool rust_helper_sk_flag(const struct sock *sk, unsigned int flag)
+{
+	return sock_flag(sk, flag);
+}
+
+__vhost_helper struct sk_buff_head *rust_helper_sk_receive_queue(struct sock *sk)
+{
+	return &sk->sk_receive_queue;
+}
+
+__vhost_helper int rust_helper_sk_sndbuf(const struct sock *sk)
+{
+	return READ_ONCE(sk->sk_sndbuf);
+}
+
+__vhost_helper u16 rust_helper_sk_type(const struct sock *sk)
+{
+	return sk->sk_type;
+}
+
+/* net/xdp.h */
+
+__vhost_helper u32 rust_helper_xdp_frame_len(const struct xdp_frame *frame)
+{
+	return frame->len;
+}
+
+__vhost_helper void rust_helper_xdp_init_buff(struct xdp_buff *xdp, u32 frame_sz)
+{
+	xdp_init_buff(xdp, frame_sz, NULL);
+}
+
+__vhost_helper void rust_helper_xdp_prepare_buff(struct xdp_buff *xdp, unsigned char *hard_start,
+						 int headroom, int data_len)
+{
+	xdp_prepare_buff(xdp, hard_start, headroom, data_len, true);
+}

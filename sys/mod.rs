@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Safe access to the kernel facilities that the kernel crate lacks.
+//!
+//! One file for each facility, named as its C API is and written as if it were to go into
+//! `rust/kernel/`. This is the only folder with `unsafe` in it.
+
+pub mod eventfd;
+pub mod miscdev;
+pub mod poll;
+pub mod sched;
+pub mod socket;
+pub mod uaccess;
+pub mod vhost_task;
+pub mod xdp;
+
+/// What `bindings.h` and `helpers.c` give.
+#[allow(
+    clippy::all,
+    dead_code,
+    missing_docs,
+    non_camel_case_types,
+    non_snake_case,
+    non_upper_case_globals,
+    improper_ctypes,
+    unreachable_pub,
+    unsafe_op_in_unsafe_fn,
+    unused_imports
+)]
+mod bindings {
+    include!(env!("VHOST_NET_BINDINGS"));
+}

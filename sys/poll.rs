@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Waiting for a file to become ready, without a thread that sleeps.
+//!
+//! C headers: [`include/linux/poll.h`](srctree/include/linux/poll.h),
+//! [`include/linux/wait.h`](srctree/include/linux/wait.h)
+
+use super::bindings as local;
+use core::ptr::{
+    self,
+    NonNull, //
+};
+use kernel::{
+    bindings,
+    container_of,
+    ffi::{
+        c_int,
+        c_uint,
+        c_void, //
+    },
+    prelude::*,
+    sync::Arc,
+    types::Opaque, //
+};
+
+/// The file has something to read (`EPOLLIN`).
+pub const IN: u32 = local::POLL_IN;
+/// The file takes something to write (`EPOLLOUT`).
+pub const OUT: u32 = local::POLL_OUT;
+
+/// A file that can be waited for.
+///
+/// # Safety
+///
+/// [`Self::file`] returns a valid file as long as the object lives, and each wait queue that the
+/// file's `poll` method names lives as long as the file.
+pub unsafe trait Pollable {
+    /// The file.
+    fn file(&self) -> NonNull<bindings::file>;
+}
+
+/// Who is told that a file is ready.
+pub trait Wake: Send + Sync + 'static {
+    /// The file that `token` stands for may be ready.
+    ///
+    /// Called in any context, with interrupts off and the lock of a wait queue held.
+    fn wake(&self, token: u32);
+}
+
+/// What the wait queue's callback reads. Pinned, and reached through raw pointers only.
+#[repr(C)]
+struct Inner<T> {
+    wait: bindings::wait_queue_entry,
+    table: bindings::poll_table_struct,
+    /// The queue that `wait` is on, or null.
+    queue: *mut bindings::wait_queue_head,
+    mask: u32,
+    token: u32,
+    /// Valid while `queue` is not null.
+    target: *const T,
+}
+
+/// An entry on the wait queue of a file.
+///
+/// While it is [started](Self::start), it tells its target each time that the file gets ready.
+///
+/// # Invariants
+///
+/// While `inner.queue` is not null, `inner.wait` is on it, `inner.target` comes from
+/// [`Arc::into_raw`], and `file` is a reference that keeps the queue alive. Otherwise `file` is
+/// null. `inner.mask` and `inner.token` never change.
+#[pin_data(PinnedDrop)]
+pub struct PollEntry<T: Wake> {
+    #[pin]
+    inner: Opaque<Inner<T>>,
+    file: *mut bindings::file,
+}
+
+// SAFETY: An entry may be put on and taken off its queue by any thread; the target may be told by
+// any thread, and dropped by any, for it is `Send + Sync`.
+unsafe impl<T: Wake> Send for PollEntry<T> {}
+// SAFETY: There are no methods on `&self`.
+unsafe impl<T: Wake> Sync for PollEntry<T> {}
+
+impl<T: Wake> PollEntry<T> {
+    /// Makes an entry that waits for nothing. Once started it waits for the events of `mask`, and
+    /// tells its target `token`.
+    pub fn new(mask: u32, token: u32) -> impl PinInit<Self> {
+        pin_init!(Self {
+            inner <- Opaque::ffi_init(move |slot: *mut Inner<T>| {
+                // SAFETY: `slot` is valid for writes. All bytes zero are a wait queue entry that is
+                // on no queue.
+                unsafe {
+                    slot.write(Inner {
+                        wait: pin_init::zeroed(),
+                        table: bindings::poll_table_struct {
+                            _qproc: Some(Self::enqueue),
+                            _key: !0,
+                        },
+                        queue: ptr::null_mut(),
+                        mask,
+                        token,
+                        target: ptr::null(),
+                    });
+                    (*slot).wait.func = Some(Self::woken);
+                }
+            }),
+            file: ptr::null_mut(),
+        })
+    }
+
+    /// Starts to wait for `file`. If it is ready now, `target` is told at once.
+    ///
+    /// An entry that is started already stays with the file that it waits for. Fails with
+    /// [`EINVAL`] if the file is in an error state; then the entry is stopped. May sleep.
+    pub fn start(self: Pin<&mut Self>, file: &impl Pollable, target: Arc<T>) -> Result {
+        let inner = self.inner.get();
+        // SAFETY: `inner` is valid, and only this function and `stop` write `queue`, both with
+        // exclusive access to the entry.
+        if unsafe { !(*inner).queue.is_null() } {
+            return Ok(());
+        }
+        // SAFETY: We don't move out of the entry.
+        let this = unsafe { self.get_unchecked_mut() };
+        let file = file.file().as_ptr();
+
+        // SAFETY: The entry is on no queue, so nobody else reads `target`. The file is valid by the
+        // safety requirement of `Pollable`, and lives until the reference is put: below, or by
+        // `stop` after the entry left the queue. `table` is valid, and its function is `enqueue`.
+        let mask = unsafe {
+            (*inner).target = Arc::into_raw(target);
+            this.file = bindings::get_file(file);
+            local::vfs_poll(file, &raw mut (*inner).table)
+        };
+        if mask & this.mask() != 0 {
+            // SAFETY: `target` comes from `into_raw` above, and is not dropped yet.
+            unsafe { (*(*inner).target).wake((*inner).token) };
+        }
+        // INVARIANT: If the file had no queue for us, this puts back what was taken for it.
+        // SAFETY: As for the first look at `queue`.
+        if mask & local::POLL_ERR != 0 || unsafe { (*inner).queue.is_null() } {
+            this.detach();
+        }
+        if mask & local::POLL_ERR != 0 {
+            return Err(EINVAL);
+        }
+        Ok(())
+    }
+
+    /// Stops to wait. When this returns, the target is told no more. May be called at any time.
+    pub fn stop(self: Pin<&mut Self>) {
+        // SAFETY: We don't move out of the entry.
+        unsafe { self.get_unchecked_mut() }.detach();
+    }
+
+    fn mask(&self) -> u32 {
+        // SAFETY: By the type invariant `mask` never changes.
+        unsafe { (*self.inner.get()).mask }
+    }
+
+    fn detach(&mut self) {
+        let inner = self.inner.get();
+        // SAFETY: By the type invariant, `wait` is on `queue` if that is not null, and the file
+        // keeps the queue alive. Once it is off the queue, which takes the queue's lock, no callback
+        // runs any more, so the target and the file are ours to put.
+        // INVARIANT: All that `start` took is given back.
+        unsafe {
+            if !(*inner).queue.is_null() {
+                bindings::remove_wait_queue((*inner).queue, &raw mut (*inner).wait);
+                (*inner).queue = ptr::null_mut();
+            }
+            if !(*inner).target.is_null() {
+                drop(Arc::from_raw((*inner).target));
+                (*inner).target = ptr::null();
+            }
+            if !self.file.is_null() {
+                bindings::fput(self.file);
+                self.file = ptr::null_mut();
+            }
+        }
+    }
+
+    /// Called by the file's `poll` method, once for each of its wait queues.
+    ///
+    /// # Safety
+    ///
+    /// `table` is the one of an entry that is being started, and `queue` lives as long as the file.
+    unsafe extern "C" fn enqueue(
+        _file: *mut bindings::file,
+        queue: *mut bindings::wait_queue_head,
+        table: *mut bindings::poll_table_struct,
+    ) {
+        // SAFETY: By the safety requirement `table` is part of an `Inner<T>`, which `start` has
+        // exclusive access to but for the callback, and that does not read `queue`.
+        unsafe {
+            let inner = container_of!(table, Inner<T>, table);
+            // An entry can be on one queue: the first one that the file names.
+            if (*inner).queue.is_null() {
+                (*inner).queue = queue;
+                bindings::add_wait_queue(queue, &raw mut (*inner).wait);
+            }
+        }
+    }
+
+    /// Called when the file gets ready, under the lock of the wait queue.
+    ///
+    /// # Safety
+    ///
+    /// `wait` is the one of an entry that is on a queue.
+    unsafe extern "C" fn woken(
+        wait: *mut bindings::wait_queue_entry,
+        _mode: c_uint,
+        _flags: c_int,
+        key: *mut c_void,
+    ) -> c_int {
+        // SAFETY: By the safety requirement `wait` is part of an `Inner<T>` on a queue: then
+        // `target` is valid, and it, `mask` and `token` don't change until the entry is off.
+        unsafe {
+            let inner = container_of!(wait, Inner<T>, wait);
+            if key as usize as u32 & (*inner).mask != 0 {
+                (*(*inner).target).wake((*inner).token);
+            }
+        }
+        0
+    }
+}
+
+#[pinned_drop]
+impl<T: Wake> PinnedDrop for PollEntry<T> {
+    fn drop(self: Pin<&mut Self>) {
+        self.stop();
+    }
+}

@@ -1,0 +1,489 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sockets that carry raw packets: taps and packet sockets.
+//!
+//! C headers: [`include/linux/net.h`](srctree/include/linux/net.h),
+//! [`include/linux/if_tun.h`](srctree/include/linux/if_tun.h),
+//! [`include/linux/if_tap.h`](srctree/include/linux/if_tap.h),
+//! [`include/linux/ptr_ring.h`](srctree/include/linux/ptr_ring.h)
+
+use super::{
+    bindings as local,
+    poll::Pollable,
+    xdp::XdpBatch, //
+};
+use crate::usermem::{
+    total_len,
+    Segment, //
+};
+use core::{
+    mem::MaybeUninit,
+    ptr::{
+        self,
+        NonNull, //
+    }, //
+};
+use kernel::{
+    bindings,
+    error::from_err_ptr,
+    ffi::{
+        c_int,
+        c_uint,
+        c_void, //
+    },
+    prelude::*,
+    static_assert,
+    sync::Arc,
+    types::ScopeGuard, //
+};
+
+// A list of segments is handed to the C side as an array of these.
+static_assert!(size_of::<Segment>() == size_of::<bindings::iovec>());
+static_assert!(align_of::<Segment>() == align_of::<bindings::iovec>());
+
+/// What is behind a [`Socket`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A packet socket (`AF_PACKET`, `SOCK_RAW`).
+    Packet,
+    /// A tap made by `/dev/net/tun`.
+    Tun,
+    /// A tap on another network device: macvtap or ipvtap.
+    Tap,
+}
+
+/// A socket that carries raw packets.
+///
+/// # Invariants
+///
+/// Owns a reference to the file of `sock`. The socket is of the given kind, and `ring`, if there is
+/// one, is where it keeps the packets that wait to be received.
+pub struct Socket {
+    sock: NonNull<bindings::socket>,
+    file: NonNull<bindings::file>,
+    kind: Kind,
+    ring: Option<NonNull<local::ptr_ring>>,
+}
+
+// SAFETY: A socket is reference counted and locks itself; it belongs to no thread.
+unsafe impl Send for Socket {}
+// SAFETY: As above.
+unsafe impl Sync for Socket {}
+
+impl Socket {
+    /// The socket behind the current task's file descriptor `fd`.
+    ///
+    /// Fails with [`ENOTSOCK`] if there is none, or it is of another kind.
+    pub fn from_fd(fd: i32) -> Result<Self> {
+        Self::packet_from_fd(fd).or_else(|_| Self::tap_from_fd(fd))
+    }
+
+    fn packet_from_fd(fd: i32) -> Result<Self> {
+        let mut err: c_int = 0;
+        // SAFETY: The function takes any number, and `err` is valid for writes.
+        let sock = unsafe { bindings::sockfd_lookup(fd, &mut err) };
+        let sock = NonNull::new(sock).ok_or(ENOTSOCK)?;
+        // SAFETY: The socket that was found has a file, and the reference to it is ours.
+        let file = NonNull::new(unsafe { (*sock.as_ptr()).file }).ok_or(ENOTSOCK)?;
+        // SAFETY: As above.
+        let file = ScopeGuard::new_with_data(file, |file| unsafe { bindings::fput(file.as_ptr()) });
+
+        // SAFETY: The reference to its file keeps the socket and its `struct sock` alive.
+        let (raw, packet) = unsafe {
+            let sk = (*sock.as_ptr()).sk;
+            (
+                u32::from(local::sk_type(sk)) == local::SOCK_TYPE_RAW,
+                u32::from(local::sk_family(sk)) == local::FAMILY_PACKET,
+            )
+        };
+        if !raw || !packet {
+            return Err(ENOTSOCK);
+        }
+        // INVARIANT: Looked at above; the reference is ours. A packet socket has no ring.
+        Ok(Self {
+            sock,
+            file: file.dismiss(),
+            kind: Kind::Packet,
+            ring: None,
+        })
+    }
+
+    fn tap_from_fd(fd: i32) -> Result<Self> {
+        let fd = c_uint::try_from(fd).map_err(|_| ENOTSOCK)?;
+        // SAFETY: The function takes any number.
+        let file = NonNull::new(unsafe { bindings::fget(fd) }).ok_or(ENOTSOCK)?;
+        // SAFETY: The reference is ours.
+        let file = ScopeGuard::new_with_data(file, |file| unsafe { bindings::fput(file.as_ptr()) });
+
+        // SAFETY: The file is valid, and the function looks whether it is such a tap.
+        let tun = from_err_ptr(unsafe { local::tun_get_socket(file.as_ptr()) });
+        let (sock, kind) = match tun {
+            Ok(sock) => (sock, Kind::Tun),
+            // SAFETY: As above.
+            Err(_) => match from_err_ptr(unsafe { local::tap_get_socket(file.as_ptr()) }) {
+                Ok(sock) => (sock, Kind::Tap),
+                Err(_) => return Err(ENOTSOCK),
+            },
+        };
+        // SAFETY: The file is valid, and the functions look whether it is such a tap.
+        let ring = from_err_ptr(unsafe {
+            match kind {
+                Kind::Tap => local::tap_get_ptr_ring(file.as_ptr()),
+                _ => local::tun_get_tx_ring(file.as_ptr()),
+            }
+        })?;
+        // INVARIANT: The socket and the ring are part of what the file owns, and so live as long.
+        Ok(Self {
+            sock: NonNull::new(sock).ok_or(ENOTSOCK)?,
+            file: file.dismiss(),
+            kind,
+            ring: NonNull::new(ring),
+        })
+    }
+
+    /// What is behind the socket.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Whether both are one socket.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.sock == other.sock
+    }
+
+    /// Whether packets may be sent in [batches](XdpBatch): it is a tap that never makes its senders
+    /// wait.
+    #[inline]
+    pub fn takes_batches(&self) -> bool {
+        // SAFETY: By the type invariant the socket is valid.
+        self.kind != Kind::Packet && unsafe { local::sk_sndbuf(self.sk()) } == c_int::MAX
+    }
+
+    /// Whether an XDP program runs on the packets that are sent, which wants headroom in them.
+    #[inline]
+    pub fn has_xdp(&self) -> bool {
+        // SAFETY: By the type invariant the socket is valid.
+        unsafe { local::sk_flag(self.sk(), local::SOCK_FLAG_XDP) }
+    }
+
+    fn sk(&self) -> *mut bindings::sock {
+        // SAFETY: By the type invariant the socket is valid.
+        unsafe { (*self.sock.as_ptr()).sk }
+    }
+
+    /// Sends a packet: `segments` without their first `skip` bytes. Never waits.
+    ///
+    /// `more` says that another one follows at once. Returns the number of bytes that were taken.
+    /// Fails as the socket's `sendmsg` does: with [`EAGAIN`] if the socket is full, with [`ENOMEM`]
+    /// or [`ENOBUFS`], or because the packet is bad.
+    pub fn send(&self, segments: &[Segment], skip: usize, more: bool) -> Result<usize> {
+        let mut msg = bindings::msghdr::default();
+        msg.msg_flags = bindings::MSG_DONTWAIT;
+        if more {
+            msg.msg_flags |= bindings::MSG_MORE;
+        }
+        let len = total_len(segments);
+        init_iter(&mut msg.msg_iter, bindings::ITER_SOURCE, segments, skip, len);
+        self.sendmsg(&mut msg, len.saturating_sub(skip))
+    }
+
+    /// Sends the packets of a batch and empties it. Never waits.
+    ///
+    /// Fails if the socket takes no packets at all ([`EBADFD`] when its interface is gone); then
+    /// they are dropped. A packet that only by itself is bad is dropped without an error.
+    pub fn send_batch(&self, batch: &mut XdpBatch) -> Result {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        if self.kind == Kind::Packet {
+            batch.clear();
+            return Err(EINVAL);
+        }
+        let mut ctl = local::tun_msg_ctl {
+            type_: local::TUN_MSG_PTR as u16,
+            num: batch.len() as u16,
+            ptr: batch.as_mut_ptr().cast::<c_void>(),
+        };
+        let mut msg = bindings::msghdr::default();
+        msg.msg_flags = bindings::MSG_DONTWAIT;
+        msg.__bindgen_anon_1.msg_control = (&raw mut ctl).cast::<c_void>();
+        msg.msg_controllen = size_of_val(&ctl);
+
+        match self.sendmsg(&mut msg, 0) {
+            // SAFETY: The socket is a tap, which took all the buffers that `ctl` names.
+            Ok(_) => unsafe { batch.forget() },
+            Err(err) => {
+                // A tap that fails the call has not looked at the buffers.
+                batch.clear();
+                return Err(err);
+            }
+        }
+        Ok(())
+    }
+
+    fn sendmsg(&self, msg: &mut bindings::msghdr, len: usize) -> Result<usize> {
+        let sock = self.sock.as_ptr();
+        // SAFETY: By the type invariant the socket is valid, and each socket has its operations.
+        let sendmsg = unsafe { (*(*sock).ops).sendmsg }.ok_or(ENOTSOCK)?;
+        // SAFETY: The socket and the message are valid for the call.
+        let sent = unsafe { sendmsg(sock, msg, len) };
+        usize::try_from(sent).map_err(|_| Error::from_errno(sent))
+    }
+
+    /// Receives a packet of at most `len` bytes into `segments` without their first `skip` bytes.
+    /// `control` goes to a tap as the packet that it is to deliver.
+    ///
+    /// Returns the number of bytes that the packet has, or fails as the socket's `recvmsg` does.
+    fn recvmsg(
+        &self,
+        control: *mut c_void,
+        segments: &[Segment],
+        skip: usize,
+        len: usize,
+    ) -> Result<usize> {
+        let sock = self.sock.as_ptr();
+        // SAFETY: By the type invariant the socket is valid, and each socket has its operations.
+        let recvmsg = unsafe { (*(*sock).ops).recvmsg }.ok_or(ENOTSOCK)?;
+        let mut msg = bindings::msghdr::default();
+        let end = total_len(segments).min(skip.saturating_add(len));
+        init_iter(&mut msg.msg_iter, bindings::ITER_DEST, segments, skip, end);
+        msg.__bindgen_anon_1.msg_control = control;
+        let flags = (bindings::MSG_DONTWAIT | bindings::MSG_TRUNC) as c_int;
+        // SAFETY: The socket and the message are valid for the call.
+        let received = unsafe { recvmsg(sock, &mut msg, len, flags) };
+        usize::try_from(received).map_err(|_| Error::from_errno(received))
+    }
+
+    /// The length in bytes of the packet at the head of the socket's own queue; 0 if there is none.
+    fn queue_peek_len(&self) -> usize {
+        // SAFETY: By the type invariant the socket is valid. A packet stays in the queue, and so
+        // alive, while the queue is locked.
+        let len = unsafe {
+            let queue = local::sk_receive_queue(self.sk());
+            let flags = local::skb_queue_lock(queue);
+            let len = local::__skb_array_len_with_tag(local::skb_peek(queue));
+            local::skb_queue_unlock(queue, flags);
+            len
+        };
+        usize::try_from(len).unwrap_or(0)
+    }
+}
+
+// SAFETY: By the type invariant the file is valid. The wait queue that a tap or a packet socket
+// names is part of what the file owns.
+unsafe impl Pollable for Socket {
+    fn file(&self) -> NonNull<bindings::file> {
+        self.file
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the reference is ours to give back.
+        unsafe { bindings::fput(self.file.as_ptr()) }
+    }
+}
+
+/// Makes `iter` go over `segments` from byte `skip` to byte `end`, which is no more than there is.
+fn init_iter(
+    iter: &mut bindings::iov_iter,
+    direction: u32,
+    segments: &[Segment],
+    skip: usize,
+    end: usize,
+) {
+    // SAFETY: A segment is laid out as an `iovec`. Where it points to is checked at the access. The
+    // list outlives the iterator: each caller uses that only in a call within its own body.
+    unsafe {
+        bindings::iov_iter_init(
+            iter,
+            direction,
+            segments.as_ptr().cast::<bindings::iovec>(),
+            segments.len(),
+            end,
+        );
+        if skip > 0 {
+            bindings::iov_iter_advance(iter, skip);
+        }
+    }
+}
+
+/// The most packets that are taken out of a ring at a time.
+pub const RING_BATCH: usize = 64;
+
+/// Packets that were taken out of a socket's ring.
+///
+/// Dropped, it puts those that were not received back to the head of the ring.
+///
+/// # Invariants
+///
+/// `ring` is the one of `sock`. The pointers from `head` to `tail` were taken from it, in order.
+struct RingBatch {
+    sock: Arc<Socket>,
+    ring: NonNull<local::ptr_ring>,
+    frames: [MaybeUninit<*mut c_void>; RING_BATCH],
+    head: usize,
+    tail: usize,
+}
+
+// SAFETY: Packets belong to no thread, and the ring locks itself.
+unsafe impl Send for RingBatch {}
+
+impl RingBatch {
+    /// The packet that comes next, which stays where it is.
+    #[inline]
+    fn peek(&mut self) -> Option<*mut c_void> {
+        if self.head == self.tail && !self.refill() {
+            return None;
+        }
+        let frame = self.frames.get(self.head)?;
+        // SAFETY: By the type invariant, the frames from `head` to `tail` were written.
+        Some(unsafe { frame.assume_init() })
+    }
+
+    /// The packet that comes next, which is the caller's now.
+    #[inline]
+    fn pop(&mut self) -> Option<*mut c_void> {
+        let frame = self.peek()?;
+        // INVARIANT: The frame at `head` is no longer ours.
+        self.head += 1;
+        Some(frame)
+    }
+
+    fn refill(&mut self) -> bool {
+        // SAFETY: By the type invariant the ring is valid, and the array has the given length. The
+        // consumer's lock is held, as both functions want.
+        let count = unsafe {
+            let lock = local::ptr_ring_consumer_lock(self.ring.as_ptr());
+            bindings::spin_lock(lock);
+            let count = local::__ptr_ring_consume_batched(
+                self.ring.as_ptr(),
+                self.frames.as_mut_ptr().cast::<*mut c_void>(),
+                RING_BATCH as c_int,
+            );
+            if count > 0 {
+                local::tun_wake_queue(self.sock.file.as_ptr(), count);
+            }
+            bindings::spin_unlock(lock);
+            count
+        };
+        // INVARIANT: So many frames were written, and are ours.
+        self.head = 0;
+        self.tail = usize::try_from(count).unwrap_or(0);
+        self.tail > 0
+    }
+}
+
+impl Drop for RingBatch {
+    fn drop(&mut self) {
+        if self.head == self.tail {
+            return;
+        }
+        // SAFETY: By the type invariant these frames came from this ring and are ours. What does not
+        // fit any more is freed by the function that frees a tap's packets.
+        unsafe {
+            local::ptr_ring_unconsume(
+                self.ring.as_ptr(),
+                self.frames.as_mut_ptr().add(self.head).cast::<*mut c_void>(),
+                (self.tail - self.head) as c_int,
+                Some(free_frame),
+            );
+        }
+    }
+}
+
+/// # Safety
+///
+/// `frame` came from a tap's ring and is the caller's.
+unsafe extern "C" fn free_frame(frame: *mut c_void) {
+    // SAFETY: By the safety requirement.
+    unsafe { local::tun_ptr_free(frame) }
+}
+
+/// Receives a socket's packets, one after the other.
+pub struct Receiver(Source);
+
+enum Source {
+    /// Out of the ring, many at a time.
+    Ring(KBox<RingBatch>),
+    /// Out of the socket's own queue.
+    Queue(Arc<Socket>),
+}
+
+impl Receiver {
+    /// Makes the receiver of a socket. At most one at a time should be in use.
+    ///
+    /// Fails with [`ENOMEM`].
+    pub fn new(sock: Arc<Socket>) -> Result<Self> {
+        let Some(ring) = sock.ring else {
+            return Ok(Self(Source::Queue(sock)));
+        };
+        // INVARIANT: The ring is the socket's, and there are no frames.
+        let batch = KBox::new(
+            RingBatch {
+                sock,
+                ring,
+                frames: [const { MaybeUninit::uninit() }; RING_BATCH],
+                head: 0,
+                tail: 0,
+            },
+            GFP_KERNEL,
+        )?;
+        Ok(Self(Source::Ring(batch)))
+    }
+
+    /// The length in bytes of the packet that comes next, without the header that a tap may put in
+    /// front of it; 0 if there is none.
+    #[inline]
+    pub fn peek_len(&mut self) -> usize {
+        match &mut self.0 {
+            Source::Ring(batch) => {
+                let Some(frame) = batch.peek() else {
+                    return 0;
+                };
+                // SAFETY: The frame came from a tap's ring, and is ours.
+                unsafe {
+                    if local::tun_is_xdp_frame(frame) {
+                        local::xdp_frame_len(local::tun_ptr_to_xdp(frame)) as usize
+                    } else {
+                        usize::try_from(local::__skb_array_len_with_tag(frame.cast())).unwrap_or(0)
+                    }
+                }
+            }
+            Source::Queue(sock) => sock.queue_peek_len(),
+        }
+    }
+
+    /// Receives the next packet, which has `len` bytes with its header, into `segments` without
+    /// their first `skip` bytes. Never waits. The packet is gone, also after an error.
+    ///
+    /// Returns the number of bytes that the packet has. Fails with [`EFAULT`] if `segments` can't be
+    /// written, with [`EAGAIN`] if there is no packet any more, or as the socket's `recvmsg` does.
+    #[inline]
+    pub fn receive(&mut self, segments: &[Segment], skip: usize, len: usize) -> Result<usize> {
+        match &mut self.0 {
+            Source::Ring(batch) => {
+                let frame = batch.pop().ok_or(EAGAIN)?;
+                // The tap takes the frame, whatever happens.
+                batch.sock.recvmsg(frame, segments, skip, len)
+            }
+            Source::Queue(sock) => sock.recvmsg(ptr::null_mut(), segments, skip, len),
+        }
+    }
+
+    /// Drops the next packet.
+    pub fn discard(&mut self) {
+        match &mut self.0 {
+            Source::Ring(batch) => {
+                if let Some(frame) = batch.pop() {
+                    // SAFETY: The frame came from a tap's ring, and is ours.
+                    unsafe { free_frame(frame) };
+                }
+            }
+            Source::Queue(sock) => {
+                // Gone also if it fails.
+                let _ = sock.recvmsg(ptr::null_mut(), &[], 0, 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! User memory, as the rings see it.
+//!
+//! The rings, the buffers and the dirty log all live in the address space of the process that owns
+//! the device. The code that talks to a guest reaches that memory through [`UserMemory`] only: in
+//! the kernel it is user access to the current `mm`, in `tests/host` an array of bytes. Nothing in
+//! this file may touch memory itself.
+
+#![forbid(unsafe_code)]
+
+use kernel::prelude::*;
+
+/// An address in the owner's address space.
+///
+/// It is a number, not a pointer: it says nothing about whether anything is mapped there, and the
+/// owner may remap it at any time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(transparent)]
+pub struct UserAddr(u64);
+
+impl UserAddr {
+    /// Makes an address of a number that user space gave.
+    pub const fn new(addr: u64) -> Self {
+        Self(addr)
+    }
+
+    /// The address as a number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The address `bytes` further on. It wraps, as addresses do: [`UserMemory`] refuses a range
+    /// that is not within user space.
+    #[inline(always)]
+    #[must_use]
+    pub const fn offset(self, bytes: u64) -> Self {
+        Self(self.0.wrapping_add(bytes))
+    }
+}
+
+/// A piece of a buffer: `len` bytes of user memory from `addr`.
+///
+/// Laid out as `struct iovec`, so that a list of these is what the socket layer takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Segment {
+    addr: usize,
+    len: usize,
+}
+
+impl Segment {
+    /// Makes a segment of `len` bytes from `addr`.
+    ///
+    /// Returns [`None`] if either does not fit the machine's word.
+    #[inline(always)]
+    pub fn new(addr: UserAddr, len: u64) -> Option<Self> {
+        Some(Self {
+            addr: usize::try_from(addr.get()).ok()?,
+            len: usize::try_from(len).ok()?,
+        })
+    }
+
+    /// Where the segment starts.
+    #[inline(always)]
+    pub fn addr(&self) -> UserAddr {
+        UserAddr::new(self.addr as u64)
+    }
+
+    /// How many bytes it has.
+    #[inline(always)]
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The segment without its first `bytes` bytes; empty if it has no more than these.
+    #[inline(always)]
+    #[must_use]
+    pub fn skip(&self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.len);
+        Self {
+            addr: self.addr.wrapping_add(bytes),
+            len: self.len - bytes,
+        }
+    }
+}
+
+/// The number of bytes in `segments`, which saturates.
+pub fn total_len(segments: &[Segment]) -> usize {
+    segments
+        .iter()
+        .fold(0usize, |sum, segment| sum.saturating_add(segment.len()))
+}
+
+/// Writes all of `buf` to `segments`, from their `offset`-th byte on.
+///
+/// Fails with [`EFAULT`] if they can't be written, or end before.
+pub fn write_at(
+    mem: &impl UserMemory,
+    segments: &[Segment],
+    mut offset: usize,
+    mut buf: &[u8],
+) -> Result {
+    for segment in segments {
+        if buf.is_empty() {
+            break;
+        }
+        if offset >= segment.len() {
+            offset -= segment.len();
+            continue;
+        }
+        let rest = segment.skip(offset);
+        let (now, later) = buf
+            .split_at_checked(rest.len())
+            .unwrap_or((buf, &[]));
+        mem.write(rest.addr(), now)?;
+        buf = later;
+        offset = 0;
+    }
+    if buf.is_empty() {
+        Ok(())
+    } else {
+        Err(EFAULT)
+    }
+}
+
+/// Access to the memory of the device's owner.
+///
+/// Every method fails with [`EFAULT`] if part of the range is no user address, is not mapped, or
+/// does not allow the access. A write that failed may have changed part of the range.
+pub trait UserMemory {
+    /// Whether `len` bytes from `addr` are within user space, mapped or not.
+    fn access_ok(&self, addr: UserAddr, len: u64) -> bool;
+
+    /// Reads `buf.len()` bytes from `addr`.
+    fn read(&self, addr: UserAddr, buf: &mut [u8]) -> Result;
+
+    /// Writes all of `buf` to `addr`.
+    fn write(&self, addr: UserAddr, buf: &[u8]) -> Result;
+
+    /// Reads the 16-bit word at `addr`, which is even, in one access.
+    fn load_u16(&self, addr: UserAddr) -> Result<u16>;
+
+    /// Writes the 16-bit word at `addr`, which is even, in one access.
+    fn store_u16(&self, addr: UserAddr, value: u16) -> Result;
+
+    /// Sets the bits of `mask` in the 32-bit word at `addr`, which is a multiple of four, in one
+    /// atomic read-modify-write.
+    fn set_bits(&self, addr: UserAddr, mask: u32) -> Result;
+
+    /// Orders earlier reads before later reads (`smp_rmb()`).
+    fn read_barrier(&self);
+
+    /// Orders earlier writes before later writes (`smp_wmb()`).
+    fn write_barrier(&self);
+
+    /// Orders all earlier accesses before all later ones (`smp_mb()`).
+    fn full_barrier(&self);
+}

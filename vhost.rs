@@ -1,0 +1,1041 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The generic vhost device.
+//!
+//! A [`Device`] has an owner, a worker thread and queues. User space sets it up through ioctls; the
+//! worker then runs a queue when its driver kicks or its backend gets ready. What the device is, a
+//! [`Driver`] says: nothing here knows of networking.
+//!
+//! Lock order: the device's state, then its queues by their index. All that the worker touches is
+//! under its queue's mutex. The worker is never stopped, and never waited for, under the mutex of a
+//! queue.
+
+#![forbid(unsafe_code)]
+
+use crate::{
+    features::{
+        self,
+        Features, //
+    },
+    log::DirtyLog,
+    memtable::{
+        GuestAddr,
+        MemTable,
+        Region, //
+    },
+    sys::{
+        eventfd::{
+            EventFdCtx,
+            EventFdFile, //
+        },
+        poll::{
+            self,
+            PollEntry,
+            Wake, //
+        },
+        sched::cond_resched,
+        uaccess::CurrentMm,
+        vhost_task::{
+            VhostTask,
+            Work, //
+        }, //
+    },
+    uapi::{
+        self,
+        Arg, //
+    },
+    usermem::{
+        UserAddr,
+        UserMemory, //
+    },
+    vring::{
+        Endian,
+        Fault,
+        RingAddrs,
+        UsedLog,
+        Vring, //
+    }, //
+};
+use kernel::{
+    fs::File,
+    iov::{
+        IovIterDest,
+        IovIterSource, //
+    },
+    mm::MmWithUser,
+    new_condvar,
+    new_mutex,
+    new_poll_condvar,
+    prelude::*,
+    seq_file::SeqFile,
+    seq_print,
+    str::CString,
+    sync::{
+        aref::ARef,
+        atomic::{
+            Atomic,
+            Full,
+            Relaxed, //
+        },
+        lock::mutex::MutexGuard,
+        poll::{
+            PollCondVar,
+            PollTable, //
+        },
+        Arc,
+        ArcBorrow,
+        CondVar,
+        Mutex, //
+    }, //
+};
+
+/// The number of queues that a device has.
+pub const QUEUES: usize = 2;
+
+/// A kind of vhost device.
+pub trait Driver: Sized + Send + Sync + 'static {
+    /// The names of the queues, for the lock validator and `fdinfo`.
+    const QUEUE_NAMES: [&'static CStr; QUEUES];
+
+    /// What the driver keeps for each queue, under the queue's mutex.
+    type Queue: QueueState;
+
+    /// Makes the state of queue `index`. Fails with [`ENOMEM`].
+    fn new_queue(index: usize) -> Result<Self::Queue>;
+
+    /// Moves what can be moved through queue `index`. Called by the worker.
+    fn run(device: &Device<Self>, index: usize, cause: Cause);
+}
+
+/// What a [`Driver`] keeps for a queue.
+pub trait QueueState: Send + Unpin {
+    /// The kind of backend that the queue has, if it has one: then it is running.
+    fn backend(&self) -> Option<&'static str>;
+
+    /// Lets go of the backend, and of all that depends on the owner.
+    fn reset(&mut self);
+}
+
+/// Why a queue runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Cause {
+    /// Its driver kicked it.
+    pub kicked: bool,
+}
+
+/// Pieces of work, a bit each, and above them the number of flushes that wait for it.
+///
+/// One word holds it all, so that a flush comes after the work that was there before it.
+#[derive(Clone, Copy)]
+struct Word(u32);
+
+impl Word {
+    const FLUSH: u32 = 1 << 8;
+
+    const fn kick(index: usize) -> u32 {
+        1 << index
+    }
+
+    const fn ready(index: usize) -> u32 {
+        1 << (index + QUEUES)
+    }
+
+    fn has(self, bit: u32) -> bool {
+        self.0 & bit != 0
+    }
+
+    fn flushes(self) -> u32 {
+        self.0 / Self::FLUSH
+    }
+}
+
+/// How far the flushes of a worker are.
+struct Flushes {
+    /// The number of flushes that were asked for, which wraps.
+    asked: u32,
+    /// The number of flushes that are done; they are done in the order they were asked for.
+    done: u32,
+    /// The worker does nothing any more.
+    killed: bool,
+}
+
+/// What a worker has to do.
+#[pin_data]
+struct WorkSet {
+    word: Atomic<u32>,
+    #[pin]
+    flushes: Mutex<Flushes>,
+    #[pin]
+    flushed: CondVar,
+}
+
+impl WorkSet {
+    fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                word: Atomic::new(0),
+                flushes <- new_mutex!(Flushes { asked: 0, done: 0, killed: false }),
+                flushed <- new_condvar!(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Adds a piece of work. Returns whether it is new.
+    fn add(&self, bit: u32) -> bool {
+        let mut old = self.word.load(Relaxed);
+        loop {
+            // Fully ordered also when the bit is there: what the caller did before is seen by the
+            // worker, which takes the bit with full order before it looks.
+            match self.word.cmpxchg(old, old | bit, Full) {
+                Ok(_) => return old & bit == 0,
+                Err(now) => old = now,
+            }
+        }
+    }
+}
+
+/// What the thread of a [`Worker`] runs.
+struct Runner<D: Driver> {
+    set: Arc<WorkSet>,
+    device: Arc<Device<D>>,
+}
+
+impl<D: Driver> Work for Runner<D> {
+    type Batch = Word;
+
+    fn take(&self) -> Option<Word> {
+        match self.set.word.xchg(0, Full) {
+            0 => None,
+            word => Some(Word(word)),
+        }
+    }
+
+    fn run(&self, word: Word) {
+        for index in 0..QUEUES {
+            let kicked = word.has(Word::kick(index));
+            if kicked || word.has(Word::ready(index)) {
+                D::run(&self.device, index, Cause { kicked });
+                cond_resched();
+            }
+        }
+        if word.flushes() > 0 {
+            let mut flushes = self.set.flushes.lock();
+            flushes.done = flushes.done.wrapping_add(word.flushes());
+            self.set.flushed.notify_all();
+        }
+    }
+
+    fn killed(&self) {
+        self.set.flushes.lock().killed = true;
+        self.set.flushed.notify_all();
+    }
+}
+
+/// The thread that runs the queues of a device, named `vhost-PID` after the owner.
+pub struct Worker<D: Driver> {
+    set: Arc<WorkSet>,
+    task: VhostTask<Runner<D>>,
+}
+
+impl<D: Driver> Worker<D> {
+    fn new(device: Arc<Device<D>>) -> Result<Arc<Self>> {
+        let set = WorkSet::new()?;
+        let runner = Arc::new(
+            Runner {
+                set: set.clone(),
+                device,
+            },
+            GFP_KERNEL,
+        )?;
+        let name = CString::try_from_fmt(fmt!("vhost-{}", current!().pid()))?;
+        let task = VhostTask::spawn(runner, &name)?;
+        Ok(Arc::new(Self { set, task }, GFP_KERNEL)?)
+    }
+
+    /// Waits until all work that was there before is done, or never will be.
+    fn flush(&self) {
+        let mut flushes = self.set.flushes.lock();
+        if flushes.killed {
+            return;
+        }
+        flushes.asked = flushes.asked.wrapping_add(1);
+        let ours = flushes.asked;
+        // Under the lock: the order of the numbers is the order in the word.
+        self.set.word.fetch_add(Word::FLUSH, Full);
+        self.task.wake();
+        while !flushes.killed && (ours.wrapping_sub(flushes.done) as i32) > 0 {
+            self.set.flushed.wait(&mut flushes);
+        }
+    }
+}
+
+impl<D: Driver> Wake for Worker<D> {
+    fn wake(&self, bit: u32) {
+        if self.set.add(bit) {
+            self.task.wake();
+        }
+    }
+}
+
+/// An entry that makes the worker run a queue when a file gets ready.
+pub type QueuePoll<D> = Pin<KBox<PollEntry<Worker<D>>>>;
+
+/// Makes the entry that waits for the backend of queue `index`, for the events of `mask`.
+///
+/// Fails with [`ENOMEM`].
+pub fn backend_poll<D: Driver>(index: usize, mask: u32) -> Result<QueuePoll<D>> {
+    KBox::pin_init(PollEntry::new(mask, Word::ready(index)), GFP_KERNEL)
+}
+
+/// What a queue did. Printed in `fdinfo`; it only ever grows.
+#[derive(Default)]
+pub struct Stats {
+    /// Packets that went through.
+    pub packets: u64,
+    /// Their bytes, without headers.
+    pub bytes: u64,
+    /// Kicks that were seen; several that come close together are seen as one.
+    pub kicks: u64,
+    /// Calls that were signalled.
+    pub calls: u64,
+    /// Times that buffers were given back without a call, because the driver asked for none.
+    pub calls_suppressed: u64,
+    /// Packets that were lost, and faults that stopped the queue.
+    pub errors: u64,
+}
+
+/// A queue of a device.
+pub struct Queue<D: Driver> {
+    /// The ring.
+    pub ring: Vring<CurrentMm>,
+    /// Guest memory, once the owner has described it.
+    pub mem: Option<Arc<MemTable>>,
+    /// What the driver accepted.
+    pub features: Features,
+    /// What the device keeps.
+    pub state: D::Queue,
+    /// What the queue did.
+    pub stats: Stats,
+    index: usize,
+    worker: Option<Arc<Worker<D>>>,
+    kick: Option<EventFdFile>,
+    kick_poll: QueuePoll<D>,
+    call: Option<EventFdCtx>,
+    err: Option<EventFdCtx>,
+    log_event: Option<Arc<EventFdCtx>>,
+    log: DirtyLog,
+    /// Where the used ring is logged, if that was asked for.
+    used_log: Option<GuestAddr>,
+    busyloop_timeout: u32,
+}
+
+impl<D: Driver> Queue<D> {
+    fn new(index: usize) -> Result<Self> {
+        Ok(Self {
+            ring: Vring::new(CurrentMm)?,
+            mem: None,
+            features: Features::default(),
+            state: D::new_queue(index)?,
+            stats: Stats::default(),
+            index,
+            worker: None,
+            kick: None,
+            kick_poll: KBox::pin_init(PollEntry::new(poll::IN, Word::kick(index)), GFP_KERNEL)?,
+            call: None,
+            err: None,
+            log_event: None,
+            log: DirtyLog::default(),
+            used_log: None,
+            busyloop_timeout: 0,
+        })
+    }
+
+    /// Puts the queue into the state of a new device. The worker does not run it any more.
+    fn reset(&mut self) {
+        self.state.reset();
+        self.kick_poll.as_mut().stop();
+        self.ring.reset();
+        self.mem = None;
+        self.features = Features::default();
+        self.worker = None;
+        self.kick = None;
+        self.call = None;
+        self.err = None;
+        self.log_event = None;
+        self.log = DirtyLog::default();
+        self.used_log = None;
+        self.busyloop_timeout = 0;
+    }
+
+    /// Whether the queue has a backend.
+    fn is_running(&self) -> bool {
+        self.state.backend().is_some()
+    }
+
+    /// The log of guest memory, if the driver's features ask for it.
+    pub fn log(&self) -> Option<DirtyLog> {
+        self.features.has(Features::LOG_ALL).then_some(self.log)
+    }
+
+    /// Tells the owner that something was logged.
+    pub fn signal_log(&self) {
+        if let Some(event) = &self.log_event {
+            event.signal();
+        }
+    }
+
+    /// Makes the worker run this queue again, after the others.
+    pub fn run_again(&self) {
+        if let Some(worker) = &self.worker {
+            worker.wake(Word::ready(self.index));
+        }
+    }
+
+    /// The worker that runs this queue, once there is an owner.
+    pub fn worker(&self) -> Option<Arc<Worker<D>>> {
+        self.worker.clone()
+    }
+
+    /// The queue can't go on: tells whoever debugs it, and the owner.
+    pub fn fault(&mut self, fault: Fault) {
+        self.stats.errors += 1;
+        pr_debug!(
+            "queue {} stopped: {} ({:?})\n",
+            self.index,
+            fault.why,
+            fault.error
+        );
+        if let Some(err) = &self.err {
+            err.signal();
+        }
+    }
+
+    /// Whether the ring is where the owner put it.
+    pub fn is_set_up(&self) -> bool {
+        self.ring.addrs() != RingAddrs::default()
+    }
+
+    /// Readies the ring for a backend.
+    ///
+    /// Fails with [`EFAULT`] if the ring can't be accessed.
+    pub fn start(&mut self) -> Result {
+        let endian = if self.features.has(Features::VERSION_1) {
+            Endian::Little
+        } else {
+            Endian::NATIVE
+        };
+        self.ring.start(endian).map_err(|fault| {
+            self.fault(fault);
+            fault.error
+        })
+    }
+
+    /// Asks the driver not to kick.
+    pub fn disable_kicks(&mut self) {
+        if let Err(fault) = self.ring.disable_kicks() {
+            self.fault(fault);
+        }
+        self.after_used_write();
+    }
+
+    /// Asks the driver to kick. Returns whether it made something available meanwhile; then kicks
+    /// are disabled again, and the caller looks for it.
+    pub fn enable_kicks(&mut self) -> bool {
+        let more = match self.ring.enable_kicks() {
+            Ok(more) => more,
+            Err(fault) => {
+                self.fault(fault);
+                false
+            }
+        };
+        self.after_used_write();
+        if more {
+            self.disable_kicks();
+        }
+        more
+    }
+
+    /// Gives the completed chains to the driver, and calls it if it wants that.
+    pub fn publish(&mut self) {
+        if self.ring.unpublished() == 0 {
+            return;
+        }
+        if let Err(fault) = self.ring.publish() {
+            self.fault(fault);
+            return;
+        }
+        self.after_used_write();
+        let Some(call) = &self.call else {
+            return;
+        };
+        // When in doubt, call: a driver that is called for nothing only looks.
+        let wanted = self.ring.wants_call();
+        if matches!(wanted, Ok(false)) {
+            self.stats.calls_suppressed += 1;
+        } else {
+            call.signal();
+            self.stats.calls += 1;
+        }
+        if let Err(fault) = wanted {
+            self.fault(fault);
+        }
+    }
+
+    fn after_used_write(&mut self) {
+        if self.ring.logged() {
+            self.signal_log();
+        }
+    }
+
+    /// Whether `mem` may be this queue's memory: all of it is in user space, and so is the part of
+    /// the log at `log` that stands for it.
+    fn mem_access_ok(&self, mem: Option<&Arc<MemTable>>, log: Option<DirtyLog>) -> bool {
+        let Some(mem) = mem else {
+            return false;
+        };
+        mem.access_ok(self.ring.mem())
+            && log.is_none_or(|log| {
+                mem.ranges()
+                    .all(|(addr, len)| log.access_ok(self.ring.mem(), addr, len))
+            })
+    }
+
+    /// Whether the used ring may be logged at `addr` of `log`.
+    fn used_log_access_ok(&self, log: DirtyLog, addr: Option<GuestAddr>) -> bool {
+        addr.is_none_or(|addr| log.access_ok(self.ring.mem(), addr, self.ring.used_size()))
+    }
+
+    /// Whether the log may be at `log`.
+    fn log_access_ok(&self, log: DirtyLog) -> bool {
+        let all = self.features.has(Features::LOG_ALL).then_some(log);
+        self.mem_access_ok(self.mem.as_ref(), all) && self.used_log_access_ok(log, self.used_log)
+    }
+
+    /// Whether all that the queue needs is in user space: it can run.
+    pub fn access_ok(&self) -> bool {
+        self.log_access_ok(self.log) && self.ring.access_ok(self.ring.addrs())
+    }
+
+    fn update_used_log(&mut self) {
+        let log = self.log;
+        self.ring
+            .set_used_log(self.used_log.map(|addr| UsedLog { log, addr }));
+    }
+
+    fn set_num(&mut self, arg: Arg) -> Result {
+        if self.is_running() {
+            return Err(EBUSY);
+        }
+        let state: uapi::VringState = arg.read()?;
+        self.ring.set_num(state.num)
+    }
+
+    fn set_addr(&mut self, arg: Arg) -> Result {
+        let addr: uapi::VringAddr = arg.read()?;
+        if addr.flags & !uapi::VRING_F_LOG != 0 {
+            return Err(EOPNOTSUPP);
+        }
+        let fits = |addr| usize::try_from(addr).is_ok();
+        if !fits(addr.desc_user_addr) || !fits(addr.used_user_addr) || !fits(addr.avail_user_addr) {
+            return Err(EFAULT);
+        }
+        // What the ring's parts are aligned to (virtio 1.3, section 2.7); of the descriptors it is
+        // not asked, for these are copied.
+        if addr.avail_user_addr % 2 != 0
+            || addr.used_user_addr % 4 != 0
+            || addr.log_guest_addr % 4 != 0
+        {
+            return Err(EINVAL);
+        }
+        let addrs = RingAddrs {
+            desc: UserAddr::new(addr.desc_user_addr),
+            avail: UserAddr::new(addr.avail_user_addr),
+            used: UserAddr::new(addr.used_user_addr),
+        };
+        let used_log = (addr.flags & uapi::VRING_F_LOG != 0)
+            .then_some(GuestAddr::new(addr.log_guest_addr));
+        // If the queue does not run, its size may not be known yet: it is checked when it starts.
+        if self.is_running()
+            && !(self.ring.access_ok(addrs) && self.used_log_access_ok(self.log, used_log))
+        {
+            return Err(EINVAL);
+        }
+        self.ring.set_addrs(addrs);
+        self.used_log = used_log;
+        self.update_used_log();
+        Ok(())
+    }
+
+    fn set_base(&mut self, arg: Arg) -> Result {
+        if self.is_running() {
+            return Err(EBUSY);
+        }
+        let state: uapi::VringState = arg.read()?;
+        self.ring
+            .set_base(u16::try_from(state.num).map_err(|_| EINVAL)?);
+        Ok(())
+    }
+
+    fn write_state(&self, arg: Arg, num: u32) -> Result {
+        arg.write(&uapi::VringState {
+            index: self.index as u32,
+            num,
+        })
+    }
+
+    /// Waits for kicks at another file. Returns whether there was one before, which the worker may
+    /// still be at.
+    fn set_kick(&mut self, arg: Arg) -> Result<bool> {
+        let kick = read_file(arg, EventFdFile::from_fd)?;
+        let same = match (&kick, &self.kick) {
+            (Some(new), Some(old)) => new.is_same(old),
+            (new, old) => new.is_none() && old.is_none(),
+        };
+        if same {
+            return Ok(false);
+        }
+        self.kick_poll.as_mut().stop();
+        let had = core::mem::replace(&mut self.kick, kick).is_some();
+        if let (Some(kick), Some(worker)) = (&self.kick, &self.worker) {
+            self.kick_poll.as_mut().start(kick, worker.clone())?;
+        }
+        Ok(had)
+    }
+
+    fn show(&self, m: &SeqFile) {
+        let name = D::QUEUE_NAMES.get(self.index).copied().unwrap_or(c"queue");
+        let backend = self.state.backend().unwrap_or("none");
+        let stats = &self.stats;
+        seq_print!(m, "{name}-size:\t{}\n", self.ring.num());
+        seq_print!(m, "{name}-backend:\t{backend}\n");
+        seq_print!(m, "{name}-packets:\t{}\n", stats.packets);
+        seq_print!(m, "{name}-bytes:\t{}\n", stats.bytes);
+        seq_print!(m, "{name}-kicks:\t{}\n", stats.kicks);
+        seq_print!(m, "{name}-calls:\t{}\n", stats.calls);
+        seq_print!(m, "{name}-calls-suppressed:\t{}\n", stats.calls_suppressed);
+        seq_print!(m, "{name}-errors:\t{}\n", stats.errors);
+    }
+}
+
+/// Reads a `struct vhost_vring_file`, and opens what it names; [`None`] if that is nothing.
+fn read_file<T>(arg: Arg, open: impl FnOnce(i32) -> Result<T>) -> Result<Option<T>> {
+    let file: uapi::VringFile = arg.read()?;
+    open_file(file.fd, open)
+}
+
+fn open_file<T>(fd: i32, open: impl FnOnce(i32) -> Result<T>) -> Result<Option<T>> {
+    if fd == uapi::FILE_UNBIND {
+        return Ok(None);
+    }
+    open(fd).map(Some)
+}
+
+/// The process that a device belongs to, and what works for it.
+struct Owner<D: Driver> {
+    mm: ARef<MmWithUser>,
+    worker: Arc<Worker<D>>,
+}
+
+/// What the owner set for the whole device.
+pub struct State<D: Driver> {
+    owner: Option<Owner<D>>,
+    mem: Option<Arc<MemTable>>,
+    log_event: Option<Arc<EventFdCtx>>,
+}
+
+impl<D: Driver> State<D> {
+    /// Whether the device has an owner.
+    pub fn has_owner(&self) -> bool {
+        self.owner.is_some()
+    }
+
+    /// Fails with [`EPERM`] unless the current task shares the owner's memory.
+    pub fn check_owner(&self) -> Result {
+        let current = current!();
+        match (&self.owner, current.mm()) {
+            (Some(owner), Some(mm)) if core::ptr::eq(&*owner.mm, mm) => Ok(()),
+            _ => Err(EPERM),
+        }
+    }
+
+    /// Waits until the worker has done all that it had to do before.
+    ///
+    /// The caller has no queue locked.
+    pub fn flush(&self) {
+        if let Some(owner) = &self.owner {
+            owner.worker.flush();
+        }
+    }
+}
+
+/// A vhost device.
+#[pin_data]
+pub struct Device<D: Driver> {
+    #[pin]
+    state: Mutex<State<D>>,
+    #[pin]
+    first: Mutex<Queue<D>>,
+    #[pin]
+    second: Mutex<Queue<D>>,
+    /// Who waits for messages from the device.
+    #[pin]
+    readers: PollCondVar,
+}
+
+impl<D: Driver> Device<D> {
+    /// Makes a device without an owner. Fails with [`ENOMEM`].
+    pub fn new() -> Result<Arc<Self>> {
+        let (first, second) = (Queue::new(0)?, Queue::new(1)?);
+        Arc::pin_init(
+            pin_init!(Self {
+                state <- new_mutex!(State {
+                    owner: None,
+                    mem: None,
+                    log_event: None,
+                }, "vhost_device"),
+                // A class for each queue: the lock validator knows them apart.
+                first <- new_mutex!(first, "vhost_first_queue"),
+                second <- new_mutex!(second, "vhost_second_queue"),
+                readers <- new_poll_condvar!("vhost_readers"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Locks what the owner set.
+    pub fn lock(&self) -> MutexGuard<'_, State<D>> {
+        self.state.lock()
+    }
+
+    /// Locks a queue. Fails with [`ENOBUFS`] if there is none of this index.
+    pub fn queue(&self, index: usize) -> Result<MutexGuard<'_, Queue<D>>> {
+        match index {
+            0 => Ok(self.first.lock()),
+            1 => Ok(self.second.lock()),
+            _ => Err(ENOBUFS),
+        }
+    }
+
+    /// Calls `f` with each queue locked in turn.
+    fn each_queue(&self, mut f: impl FnMut(&mut Queue<D>)) {
+        f(&mut self.first.lock());
+        f(&mut self.second.lock());
+    }
+
+    /// Whether `f` is true of each queue, locked in turn.
+    fn all_queues(&self, mut f: impl FnMut(&Queue<D>) -> bool) -> bool {
+        f(&self.first.lock()) && f(&self.second.lock())
+    }
+
+    /// Makes the current process the owner.
+    ///
+    /// Fails with [`EBUSY`] if there is one, and with [`ENOMEM`]. `state` is ours, locked.
+    pub fn set_owner(this: ArcBorrow<'_, Self>, state: &mut State<D>) -> Result {
+        if state.has_owner() {
+            return Err(EBUSY);
+        }
+        let mm = ARef::from(current!().mm().ok_or(EPERM)?);
+        // Whatever the reason is that there is no thread to be had, this is what it is called.
+        let worker = Worker::new(this.into()).map_err(|_| ENOMEM)?;
+        this.each_queue(|queue| queue.worker = Some(worker.clone()));
+        state.owner = Some(Owner { mm, worker });
+        Ok(())
+    }
+
+    /// Makes the device as good as new, but for a memory table, which is empty then.
+    ///
+    /// Fails with [`EPERM`] unless the current task shares the owner's memory, and with [`ENOMEM`].
+    pub fn reset_owner(&self) -> Result {
+        let mut state = self.state.lock();
+        state.check_owner()?;
+        let mem = Arc::new(MemTable::new([].into_iter())?, GFP_KERNEL)?;
+        self.stop(&mut state);
+        self.each_queue(|queue| queue.mem = Some(mem.clone()));
+        state.mem = Some(mem);
+        Ok(())
+    }
+
+    /// Nobody uses the device any more.
+    pub fn release(&self) {
+        self.stop(&mut self.state.lock());
+    }
+
+    /// Stops the queues and the worker, and lets go of the owner and all that it set.
+    fn stop(&self, state: &mut State<D>) {
+        // Nothing makes the worker run a queue any more, and then it has run the last time.
+        self.each_queue(|queue| {
+            queue.state.reset();
+            queue.kick_poll.as_mut().stop();
+        });
+        state.flush();
+        self.each_queue(Queue::reset);
+        state.owner = None;
+        state.mem = None;
+        state.log_event = None;
+        self.readers.notify_all();
+    }
+
+    /// Sets the features that the driver of each queue accepted. `f` does what the device has to do
+    /// for it.
+    ///
+    /// Fails with [`EFAULT`] if writes to guest memory are to be logged, and the log is not in user
+    /// space.
+    pub fn set_features(
+        &self,
+        features: Features,
+        mut f: impl FnMut(&mut Queue<D>),
+    ) -> Result {
+        let state = self.state.lock();
+        if features.has(Features::LOG_ALL) && !self.mem_access_ok(state.mem.as_ref(), true) {
+            return Err(EFAULT);
+        }
+        self.each_queue(|queue| {
+            queue.features = features;
+            queue.ring.set_features(features);
+            f(queue);
+        });
+        Ok(())
+    }
+
+    /// Whether `mem` may be the memory of all the queues that run.
+    fn mem_access_ok(&self, mem: Option<&Arc<MemTable>>, log_all: bool) -> bool {
+        self.all_queues(|queue| {
+            let log = (log_all || queue.features.has(Features::LOG_ALL)).then_some(queue.log);
+            // A queue that does not run is checked when it starts.
+            !queue.is_running() || queue.mem_access_ok(mem, log)
+        })
+    }
+
+    /// The ioctls that every vhost device has, for the device and for its queues.
+    ///
+    /// Fails with [`EPERM`] unless the current task shares the owner's memory, with [`EFAULT`] if
+    /// the argument can't be read or written, with [`ENOBUFS`] if there is no such queue, with
+    /// [`ENOIOCTLCMD`] if there is no such ioctl, and as each one says.
+    pub fn ioctl(&self, cmd: u32, arg: Arg) -> Result {
+        let mut state = self.state.lock();
+        state.check_owner()?;
+        let result = match cmd {
+            uapi::SET_MEM_TABLE => self.set_mem_table(&mut state, arg),
+            uapi::SET_LOG_BASE => self.set_log_base(arg),
+            uapi::SET_LOG_FD => self.set_log_fd(&mut state, arg),
+            _ => return self.vring_ioctl(&state, cmd, arg),
+        };
+        state.flush();
+        result
+    }
+
+    fn set_mem_table(&self, state: &mut State<D>, arg: Arg) -> Result {
+        let header: uapi::Memory = arg.read()?;
+        if header.padding != 0 {
+            return Err(EOPNOTSUPP);
+        }
+        if header.nregions > u32::from(crate::module_parameters::max_mem_regions.value()) {
+            return Err(E2BIG);
+        }
+        if crate::module_parameters::max_iotlb_entries.value() <= 0 {
+            return Err(EINVAL);
+        }
+        let count = header.nregions as usize;
+        let mut regions = KVVec::with_capacity(count, GFP_KERNEL)?;
+        for index in 0..count {
+            let offset = size_of::<uapi::Memory>() + index * size_of::<uapi::MemoryRegion>();
+            let region: uapi::MemoryRegion = arg.offset(offset).read()?;
+            regions.push(
+                Region {
+                    guest: GuestAddr::new(region.guest_phys_addr),
+                    size: region.memory_size,
+                    user: UserAddr::new(region.userspace_addr),
+                },
+                GFP_KERNEL,
+            )?;
+        }
+        let mem = Arc::new(MemTable::new(regions.iter().copied())?, GFP_KERNEL)?;
+        if !self.mem_access_ok(Some(&mem), false) {
+            return Err(EFAULT);
+        }
+        // A queue that runs goes on with the new table: each turn looks it up anew.
+        self.each_queue(|queue| queue.mem = Some(mem.clone()));
+        state.mem = Some(mem);
+        Ok(())
+    }
+
+    fn set_log_base(&self, arg: Arg) -> Result {
+        let base: u64 = arg.read()?;
+        usize::try_from(base).map_err(|_| EFAULT)?;
+        let log = DirtyLog::new(UserAddr::new(base));
+        let mut result = Ok(());
+        self.each_queue(|queue| {
+            if queue.is_running() && !queue.log_access_ok(log) {
+                result = Err(EFAULT);
+            } else {
+                queue.log = log;
+                queue.update_used_log();
+            }
+        });
+        result
+    }
+
+    fn set_log_fd(&self, state: &mut State<D>, arg: Arg) -> Result {
+        let fd: i32 = arg.read()?;
+        let event = open_file(fd, EventFdCtx::from_fd)?;
+        state.log_event = match event {
+            Some(event) => Some(Arc::new(event, GFP_KERNEL)?),
+            None => None,
+        };
+        self.each_queue(|queue| queue.log_event.clone_from(&state.log_event));
+        Ok(())
+    }
+
+    fn vring_ioctl(&self, state: &State<D>, cmd: u32, arg: Arg) -> Result {
+        let index: u32 = arg.read()?;
+        let mut queue = self.queue(index as usize)?;
+        match cmd {
+            uapi::SET_VRING_NUM => queue.set_num(arg),
+            uapi::SET_VRING_ADDR => queue.set_addr(arg),
+            uapi::SET_VRING_BASE => queue.set_base(arg),
+            uapi::GET_VRING_BASE => queue.write_state(arg, u32::from(queue.ring.base())),
+            uapi::SET_VRING_KICK => {
+                let result = queue.set_kick(arg);
+                drop(queue);
+                if matches!(result, Ok(true)) {
+                    state.flush();
+                }
+                result.map(|_| ())
+            }
+            uapi::SET_VRING_CALL => {
+                queue.call = read_file(arg, EventFdCtx::from_fd)?;
+                Ok(())
+            }
+            uapi::SET_VRING_ERR => {
+                queue.err = read_file(arg, EventFdCtx::from_fd)?;
+                Ok(())
+            }
+            uapi::SET_VRING_BUSYLOOP_TIMEOUT => {
+                let timeout: uapi::VringState = arg.read()?;
+                queue.busyloop_timeout = timeout.num;
+                Ok(())
+            }
+            uapi::GET_VRING_BUSYLOOP_TIMEOUT => queue.write_state(arg, queue.busyloop_timeout),
+            _ => Err(ENOIOCTLCMD),
+        }
+    }
+
+    /// Reads a message from the device.
+    ///
+    /// Returns 0 if `to` is too short for one. Fails with [`EAGAIN`] if there is none and `nonblock`
+    /// is set, and with [`EBADFD`] if there will be none, for there is no IOTLB.
+    pub fn read(&self, to: &mut IovIterDest<'_>, nonblock: bool) -> Result<usize> {
+        if to.len() < uapi::MSG_SIZE {
+            return Ok(0);
+        }
+        if nonblock {
+            return Err(EAGAIN);
+        }
+        Err(EBADFD)
+    }
+
+    /// Writes a message to the device.
+    ///
+    /// Fails with [`EINVAL`] if it is none, and with [`EFAULT`] if the device can't follow it: it
+    /// has no IOTLB to change.
+    pub fn write(&self, from: &mut IovIterSource<'_>) -> Result<usize> {
+        let mut kind = [0; 4];
+        let mut message = [0; uapi::MSG_SIZE - 8];
+        if from.copy_from_iter(&mut kind) != kind.len() {
+            return Err(EINVAL);
+        }
+        let kind = u32::from_ne_bytes(kind);
+        if kind != uapi::IOTLB_MSG && kind != uapi::IOTLB_MSG_V2 {
+            return Err(EINVAL);
+        }
+        // Padding, or the address space of a message of the second version.
+        from.advance(4);
+        if from.copy_from_iter(&mut message) < uapi::IOTLB_MSG_LEN {
+            return Err(EINVAL);
+        }
+        let size = message.get(8..16).unwrap_or_default();
+        let update = message.get(uapi::IOTLB_MSG_TYPE) == Some(&uapi::IOTLB_UPDATE);
+        if update && size.iter().all(|&byte| byte == 0) {
+            return Err(EINVAL);
+        }
+        Err(EFAULT)
+    }
+
+    /// The events that the device is ready for: never any, for there are no messages to read.
+    pub fn poll(&self, file: &File, table: PollTable<'_>) -> u32 {
+        table.register_wait(file, &self.readers);
+        0
+    }
+
+    /// Prints the features and what each queue did, a key and a value a line.
+    pub fn show_fdinfo(&self, m: &SeqFile) {
+        let features = self.first.lock().features.words();
+        seq_print!(m, "vhost-features:\t{:#x}\n", features[0]);
+        for (word, value) in features.iter().enumerate().skip(1) {
+            seq_print!(m, "vhost-features-{word}:\t{value:#x}\n");
+        }
+        self.each_queue(|queue| queue.show(m));
+    }
+}
+
+/// The words of a `VHOST_GET_FEATURES_ARRAY` or `VHOST_SET_FEATURES_ARRAY` argument.
+///
+/// It starts with their number, and user space may have more or fewer than the kernel.
+pub struct FeaturesArg {
+    arg: Arg,
+    count: u64,
+}
+
+impl FeaturesArg {
+    /// Reads the number of words. Fails with [`EFAULT`].
+    pub fn new(arg: Arg) -> Result<Self> {
+        Ok(Self {
+            arg: arg.offset(size_of::<u64>()),
+            count: arg.read()?,
+        })
+    }
+
+    fn word(&self, index: u64) -> Arg {
+        self.arg
+            .offset((index as usize).wrapping_mul(size_of::<u64>()))
+    }
+
+    /// Writes `features`, as many words as there is room for, and zeroes into the rest of the room.
+    ///
+    /// Fails with [`EFAULT`].
+    pub fn write(&self, features: Features) -> Result {
+        for (index, word) in (0..self.count).zip(features.words()) {
+            self.word(index).write(&word)?;
+        }
+        let ours = features::WORDS as u64;
+        let Some(rest) = self.count.checked_sub(ours) else {
+            return Ok(());
+        };
+        let size = rest.saturating_mul(size_of::<u64>() as u64);
+        if !CurrentMm.access_ok(UserAddr::new(self.word(ours).addr()), size) {
+            return Err(EFAULT);
+        }
+        for index in ours..self.count {
+            self.word(index).write(&0u64)?;
+            cond_resched();
+        }
+        Ok(())
+    }
+
+    /// Reads the words. Fails with [`EFAULT`], and with [`EOPNOTSUPP`] if a bit is set that
+    /// [`Features`] has no place for.
+    pub fn read(&self) -> Result<Features> {
+        let mut words = [0; features::WORDS];
+        for (index, word) in (0..self.count).zip(words.iter_mut()) {
+            *word = self.word(index).read()?;
+        }
+        for index in features::WORDS as u64..self.count {
+            if self.word(index).read::<u64>()? != 0 {
+                return Err(EOPNOTSUPP);
+            }
+            cond_resched();
+        }
+        Ok(Features::from_words(words))
+    }
+}

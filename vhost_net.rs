@@ -1,0 +1,587 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The net device: packets between a guest's virtqueues and a tap or a packet socket.
+//!
+//! Queue 0 receives (virtio 1.3, section 5.1.2), queue 1 transmits. Each has a backend of its own,
+//! which for a guest is the same one. A turn moves packets until there are no more, or until it has
+//! moved so many that the other queue must have its turn.
+
+#![forbid(unsafe_code)]
+
+use crate::{
+    features::Features,
+    log::{
+        DirtyList,
+        DirtyLog, //
+    },
+    memtable::{
+        MemTable,
+        Segments,
+        MAX_SEGMENTS, //
+    },
+    sys::{
+        miscdev::MiscDevice,
+        poll,
+        socket::{
+            Kind,
+            Receiver,
+            Socket, //
+        },
+        uaccess::CurrentMm,
+        xdp::XdpBatch, //
+    },
+    uapi::{
+        self,
+        Arg, //
+    },
+    usermem::{
+        total_len,
+        write_at,
+        UserMemory, //
+    },
+    vhost::{
+        backend_poll,
+        Cause,
+        Device,
+        Driver,
+        FeaturesArg,
+        Queue,
+        QueuePoll,
+        QueueState,
+        QUEUES, //
+    },
+    vring::{
+        Endian,
+        Fault, //
+    }, //
+};
+use kernel::{
+    fs::File,
+    iov::{
+        IovIterDest,
+        IovIterSource, //
+    },
+    prelude::*,
+    seq_file::SeqFile,
+    sync::{
+        poll::PollTable,
+        Arc,
+        ArcBorrow, //
+    }, //
+};
+
+/// The features that the device offers.
+const FEATURES: Features = Features::of(&[
+    Features::NOTIFY_ON_EMPTY,
+    Features::INDIRECT_DESC,
+    Features::EVENT_IDX,
+    Features::LOG_ALL,
+    Features::ANY_LAYOUT,
+    Features::VERSION_1,
+    Features::VIRTIO_NET_HDR,
+    Features::MRG_RXBUF,
+]);
+
+/// The backend features that the device offers: `VHOST_BACKEND_F_IOTLB_MSG_V2`, a bit number.
+const BACKEND_FEATURES: u64 = 1 << 1;
+
+/// The index of the queue that fills the guest's buffers; the other one empties them.
+const RX: usize = 0;
+
+/// A turn ends after so many packets: one queue can't starve the other with small ones.
+const PACKET_WEIGHT: u32 = 256;
+/// A turn ends after so many bytes.
+const BYTE_WEIGHT: usize = 0x80000;
+/// The driver gets its buffers back after so many.
+const BATCH: usize = 64;
+
+/// `struct virtio_net_hdr` (virtio 1.3, section 5.1.6), as legacy drivers without mergeable buffers
+/// know it.
+mod header {
+    /// Its size, and that with the number of buffers at its end.
+    pub(super) const LEN: usize = 10;
+    pub(super) const MRG_LEN: usize = 12;
+    /// Where the number of buffers is.
+    pub(super) const NUM_BUFFERS: usize = 10;
+
+    /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`: the checksum at `csum_start + csum_offset` is to be computed.
+    pub(super) const F_NEEDS_CSUM: u8 = 1;
+}
+
+/// The net device, as a [`Driver`].
+pub struct Net;
+
+/// What the net device keeps for a queue.
+pub struct NetQueue {
+    index: usize,
+    backend: Option<Backend>,
+    poll: QueuePoll<Net>,
+    /// The size in bytes of the header that the device makes and strips itself.
+    own_header: usize,
+    /// The size in bytes of the header that the backend makes and takes.
+    backend_header: usize,
+    /// The buffers of the packet that is being moved.
+    segments: Segments,
+    /// What the guest's buffers of that packet are, if they are to be logged.
+    dirty: DirtyList,
+    /// Packets on their way to a tap. Empty between turns.
+    batch: KBox<XdpBatch>,
+}
+
+/// What a queue takes its packets from, or gives them to.
+struct Backend {
+    sock: Arc<Socket>,
+    /// For queue [`RX`].
+    receiver: Option<Receiver>,
+}
+
+impl Backend {
+    fn new(index: usize, fd: i32) -> Result<Self> {
+        let sock = Arc::new(Socket::from_fd(fd)?, GFP_KERNEL)?;
+        let receiver = match index {
+            RX => Some(Receiver::new(sock.clone())?),
+            _ => None,
+        };
+        Ok(Self { sock, receiver })
+    }
+}
+
+impl QueueState for NetQueue {
+    fn backend(&self) -> Option<&'static str> {
+        self.backend
+            .as_ref()
+            .map(|backend| match backend.sock.kind() {
+                Kind::Packet => "packet",
+                Kind::Tun | Kind::Tap => "tap",
+            })
+    }
+
+    fn reset(&mut self) {
+        self.poll.as_mut().stop();
+        self.backend = None;
+        self.own_header = 0;
+        self.backend_header = 0;
+    }
+}
+
+impl Driver for Net {
+    const QUEUE_NAMES: [&'static CStr; QUEUES] = [c"rx", c"tx"];
+
+    type Queue = NetQueue;
+
+    fn new_queue(index: usize) -> Result<NetQueue> {
+        Ok(NetQueue {
+            index,
+            backend: None,
+            poll: backend_poll(index, if index == RX { poll::IN } else { poll::OUT })?,
+            own_header: 0,
+            backend_header: 0,
+            segments: Segments::new()?,
+            dirty: DirtyList::new()?,
+            batch: XdpBatch::new()?,
+        })
+    }
+
+    fn run(device: &Device<Self>, index: usize, cause: Cause) {
+        let Ok(mut queue) = device.queue(index) else {
+            return;
+        };
+        if cause.kicked {
+            queue.stats.kicks += 1;
+        }
+        turn(&mut queue);
+    }
+}
+
+/// How it went with one packet.
+enum Step {
+    /// It was moved, or lost; so many bytes were.
+    Done(usize),
+    /// The guest has made no buffer available.
+    NoBuffer,
+    /// The backend has no packet, or takes none now.
+    NotReady,
+}
+
+/// Moves packets through a queue.
+fn turn(queue: &mut Queue<Net>) {
+    let Some(mem) = queue.mem.clone() else {
+        return;
+    };
+    let Some(sock) = queue.state.backend.as_ref().map(|b| b.sock.clone()) else {
+        return;
+    };
+    if !queue.is_set_up() {
+        return;
+    }
+    queue.disable_kicks();
+    queue.state.poll.as_mut().stop();
+
+    let (mut packets, mut bytes) = (0, 0usize);
+    loop {
+        let step = match queue.state.index {
+            RX => receive(queue, &mem),
+            _ => transmit(queue, &mem, &sock, bytes),
+        };
+        match step {
+            Ok(Step::Done(len)) => {
+                bytes = bytes.saturating_add(len);
+                if queue.ring.unpublished() >= BATCH {
+                    finish(queue, &sock);
+                }
+            }
+            Ok(Step::NoBuffer) => {
+                finish(queue, &sock);
+                if !queue.enable_kicks() {
+                    break;
+                }
+            }
+            Ok(Step::NotReady) => {
+                finish(queue, &sock);
+                // A backend in an error state wakes nobody; the owner will give another.
+                let _ = wait(queue, &sock);
+                break;
+            }
+            Err(fault) => {
+                queue.fault(fault);
+                break;
+            }
+        }
+        packets += 1;
+        if packets >= PACKET_WEIGHT || bytes >= BYTE_WEIGHT {
+            queue.run_again();
+            break;
+        }
+    }
+    finish(queue, &sock);
+}
+
+/// Makes the queue run when `sock` gets ready.
+///
+/// Fails with [`EINVAL`] if the socket is in an error state.
+fn wait(queue: &mut Queue<Net>, sock: &Socket) -> Result {
+    match queue.worker() {
+        Some(worker) => queue.state.poll.as_mut().start(sock, worker),
+        None => Ok(()),
+    }
+}
+
+/// Sends what waits to be sent, and gives the buffers that are done with to the guest.
+fn finish(queue: &mut Queue<Net>, sock: &Socket) {
+    send_batch(&mut queue.state.batch, sock, &mut queue.stats.errors);
+    queue.publish();
+}
+
+fn send_batch(batch: &mut XdpBatch, sock: &Socket, errors: &mut u64) {
+    let count = batch.len();
+    if sock.send_batch(batch).is_err() {
+        // As on a wire that is cut: the packets are lost, the guest has its buffers back.
+        *errors += count as u64;
+    }
+}
+
+/// Moves one packet from the guest to the backend. `bytes` were moved before in this turn.
+fn transmit(
+    queue: &mut Queue<Net>,
+    mem: &MemTable,
+    sock: &Socket,
+    bytes: usize,
+) -> Result<Step, Fault> {
+    let NetQueue {
+        own_header,
+        backend_header,
+        segments,
+        batch,
+        ..
+    } = &mut queue.state;
+    let (skip, header) = (*own_header, *backend_header);
+    let endian = queue.ring.endian();
+
+    segments.clear();
+    let mut take = queue.ring.take();
+    let Some(chain) = take.next_chain(mem, segments, None)? else {
+        return Ok(Step::NoBuffer);
+    };
+    if chain.writable > 0 {
+        return Err(Fault::new(EFAULT, "a buffer to transmit is writable"));
+    }
+    let len = total_len(segments.as_slice()).saturating_sub(skip);
+    if len == 0 || len < header {
+        return Err(Fault::new(EFAULT, "a packet is shorter than its header"));
+    }
+
+    let batching = sock.takes_batches();
+    let sent = if batching {
+        match batch.push(segments.as_slice(), skip, len, header, sock.has_xdp()) {
+            Ok(header) => {
+                let good = complete_header(header, len, endian);
+                if !good {
+                    batch.pop();
+                }
+                good.then_some(()).ok_or(EINVAL)
+            }
+            Err(ENOSPC) => {
+                // Too long for a batch: by itself, behind those that came before.
+                send_batch(batch, sock, &mut queue.stats.errors);
+                sock.send(segments.as_slice(), skip, false).map(|_| ())
+            }
+            Err(EFAULT) => return Err(Fault::new(EFAULT, "a buffer to transmit can't be read")),
+            Err(err) => Err(err),
+        }
+    } else {
+        let more = bytes.saturating_add(len) < BYTE_WEIGHT && !take.is_last();
+        sock.send(segments.as_slice(), skip, more).map(|_| ())
+    };
+    match sent {
+        Ok(()) => {
+            queue.stats.packets += 1;
+            queue.stats.bytes += (len - header) as u64;
+        }
+        // Given back to the ring, to be tried again.
+        Err(EAGAIN | ENOMEM | ENOBUFS) => return Ok(Step::NotReady),
+        // What is wrong with it will not get better.
+        Err(_) => queue.stats.errors += 1,
+    }
+    take.complete();
+    Ok(Step::Done(len))
+}
+
+/// Makes sure that the header of a packet of `len` bytes covers the checksum that it asks for.
+///
+/// Returns false if that is outside the packet. A header that is not there asks for nothing.
+fn complete_header(header: &mut [u8], len: usize, endian: Endian) -> bool {
+    let Some((fields, _)) = header.split_first_chunk_mut::<{ header::LEN }>() else {
+        return true;
+    };
+    // The fields, in the order of the specification.
+    let [flags, _gso_type, hdr_len @ ..] = fields;
+    let [h0, h1, _, _, s0, s1, o0, o1] = hdr_len;
+    if *flags & header::F_NEEDS_CSUM == 0 {
+        return true;
+    }
+    let field = |low: &u8, high: &u8| usize::from(endian.u16(u16::from_ne_bytes([*low, *high])));
+    let end = field(s0, s1) + field(o0, o1) + 2;
+    if end <= field(h0, h1) {
+        return true;
+    }
+    if end > len {
+        return false;
+    }
+    let Ok(end) = u16::try_from(end) else {
+        return false;
+    };
+    [*h0, *h1] = endian.u16(end).to_ne_bytes();
+    true
+}
+
+/// Moves one packet from the backend to the guest.
+fn receive(queue: &mut Queue<Net>, mem: &MemTable) -> Result<Step, Fault> {
+    let log = queue.log();
+    let mergeable = queue.features.has(Features::MRG_RXBUF);
+    let counted = mergeable || queue.features.has(Features::VERSION_1);
+    let endian = queue.ring.endian();
+    let NetQueue {
+        backend,
+        own_header,
+        backend_header,
+        segments,
+        dirty,
+        ..
+    } = &mut queue.state;
+    let skip = *own_header;
+    let Some(receiver) = backend.as_mut().and_then(|b| b.receiver.as_mut()) else {
+        return Ok(Step::NotReady);
+    };
+
+    let packet = receiver.peek_len();
+    if packet == 0 {
+        return Ok(Step::NotReady);
+    }
+    let sock_len = packet + *backend_header;
+    let len = sock_len + skip;
+
+    segments.clear();
+    dirty.clear();
+    let mut take = queue.ring.take();
+    let most = if mergeable { MAX_SEGMENTS } else { 1 };
+    let mut room = 0;
+    while room < len && usize::from(take.chains()) < most {
+        let before = segments.len();
+        let dirty = log.is_some().then_some(&mut *dirty);
+        let Some(chain) = take.next_chain(mem, segments, dirty)? else {
+            return Ok(Step::NoBuffer);
+        };
+        if chain.readable > 0 || chain.writable == 0 {
+            return Err(Fault::new(EINVAL, "a buffer to receive is not writable"));
+        }
+        let size = total_len(segments.from(before));
+        take.set_written(size.min(len - room) as u32);
+        room = room.saturating_add(size);
+    }
+    if room < len {
+        // It will never fit.
+        receiver.discard();
+        queue.stats.errors += 1;
+        return Ok(Step::Done(0));
+    }
+
+    let received = receiver.receive(segments.as_slice(), skip, sock_len);
+    if received != Ok(sock_len) {
+        // Somebody else took it, or the buffers are not mapped. The guest keeps these.
+        queue.stats.errors += 1;
+        return Ok(Step::Done(0));
+    }
+    if skip > 0 {
+        write_at(&CurrentMm, segments.as_slice(), 0, &[0; header::LEN])
+            .map_err(|error| Fault::new(error, "a header can't be written"))?;
+    }
+    if counted {
+        let count = endian.u16(take.chains()).to_ne_bytes();
+        write_at(&CurrentMm, segments.as_slice(), header::NUM_BUFFERS, &count)
+            .map_err(|error| Fault::new(error, "the number of buffers can't be written"))?;
+    }
+    if let Some(log) = log {
+        log_packet(log, dirty, len);
+    }
+    take.complete();
+    queue.stats.packets += 1;
+    queue.stats.bytes += packet as u64;
+    if log.is_some() {
+        queue.signal_log();
+    }
+    Ok(Step::Done(len))
+}
+
+/// Marks the first `len` bytes of `dirty` in the log.
+#[cold]
+fn log_packet(log: DirtyLog, dirty: &DirtyList, len: usize) {
+    // The data before its bits in the log; pairs with the VMM's atomic exchange of the log.
+    CurrentMm.write_barrier();
+    let mut left = len as u64;
+    for range in dirty.as_slice() {
+        let now = range.len.min(left);
+        // A log that is not mapped is the VMM's own loss.
+        let _ = log.mark(&CurrentMm, range.addr, now);
+        left -= now;
+    }
+}
+
+/// Gives queue `index` the backend behind `fd`, or none if that is -1.
+///
+/// Fails with [`EPERM`] unless the current task shares the owner's memory, with [`ENOBUFS`] if there
+/// is no such queue, with [`EFAULT`] if the queue is not set up, and with [`ENOTSOCK`] if `fd` is no
+/// backend.
+fn set_backend(device: &Device<Net>, index: usize, fd: i32) -> Result {
+    let state = device.lock();
+    state.check_owner()?;
+    let mut guard = device.queue(index)?;
+    let queue = &mut *guard;
+    if !queue.access_ok() {
+        return Err(EFAULT);
+    }
+    let new = match fd {
+        uapi::FILE_UNBIND => None,
+        fd => Some(Backend::new(index, fd)?),
+    };
+    let same = match (&new, &queue.state.backend) {
+        (Some(new), Some(old)) => new.sock.is_same(&old.sock),
+        (new, old) => new.is_none() && old.is_none(),
+    };
+    if same {
+        return Ok(());
+    }
+    queue.state.poll.as_mut().stop();
+    let sock = new.as_ref().map(|backend| backend.sock.clone());
+    let old = core::mem::replace(&mut queue.state.backend, new);
+    let started = match sock {
+        Some(sock) => queue.start().and_then(|()| wait(queue, &sock)),
+        None => Ok(()),
+    };
+    if let Err(err) = started {
+        queue.state.backend = old;
+        if let Some(sock) = queue.state.backend.as_ref().map(|b| b.sock.clone()) {
+            // It was in use: whether it is in an error state is no news.
+            let _ = wait(queue, &sock);
+        }
+        return Err(err);
+    }
+    drop(guard);
+    // The worker may still be at the old one.
+    state.flush();
+    drop(old);
+    Ok(())
+}
+
+/// Sets the features that the guest accepted.
+fn set_features(device: &Device<Net>, features: Features) -> Result {
+    if !features.is_subset_of(&FEATURES) {
+        return Err(EOPNOTSUPP);
+    }
+    let long = features.has(Features::MRG_RXBUF) || features.has(Features::VERSION_1);
+    let len = if long { header::MRG_LEN } else { header::LEN };
+    let own = features.has(Features::VIRTIO_NET_HDR);
+    device.set_features(features, |queue| {
+        queue.state.own_header = if own { len } else { 0 };
+        queue.state.backend_header = if own { 0 } else { len };
+    })
+}
+
+#[vtable]
+impl MiscDevice for Device<Net> {
+    const NAME: &'static CStr = c"vhost-net";
+    const MINOR: u32 = 238;
+
+    fn open() -> Result<Arc<Self>> {
+        Device::new()
+    }
+
+    fn release(this: Arc<Self>) {
+        Device::release(&this);
+    }
+
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: usize) -> Result<isize> {
+        let arg = Arg::new(arg);
+        match cmd {
+            uapi::NET_SET_BACKEND => {
+                let file: uapi::VringFile = arg.read()?;
+                set_backend(&this, file.index as usize, file.fd)?;
+            }
+            uapi::GET_FEATURES => {
+                let [low, ..] = FEATURES.words();
+                arg.write(&low)?;
+            }
+            uapi::SET_FEATURES => set_features(&this, Features::from_words([arg.read()?, 0]))?,
+            uapi::GET_FEATURES_ARRAY => FeaturesArg::new(arg)?.write(FEATURES)?,
+            uapi::SET_FEATURES_ARRAY => set_features(&this, FeaturesArg::new(arg)?.read()?)?,
+            uapi::GET_BACKEND_FEATURES => arg.write(&BACKEND_FEATURES)?,
+            uapi::SET_BACKEND_FEATURES => {
+                if arg.read::<u64>()? & !BACKEND_FEATURES != 0 {
+                    return Err(EOPNOTSUPP);
+                }
+            }
+            uapi::SET_OWNER => {
+                let mut state = this.lock();
+                Device::set_owner(this, &mut state)?;
+            }
+            uapi::RESET_OWNER => this.reset_owner()?,
+            _ => Device::ioctl(&this, cmd, arg)?,
+        }
+        Ok(0)
+    }
+
+    fn read(this: ArcBorrow<'_, Self>, to: &mut IovIterDest<'_>, nonblock: bool) -> Result<usize> {
+        Device::read(&this, to, nonblock)
+    }
+
+    fn write(this: ArcBorrow<'_, Self>, from: &mut IovIterSource<'_>) -> Result<usize> {
+        Device::write(&this, from)
+    }
+
+    fn poll(this: ArcBorrow<'_, Self>, file: &File, table: PollTable<'_>) -> u32 {
+        Device::poll(&this, file, table)
+    }
+
+    fn show_fdinfo(this: ArcBorrow<'_, Self>, m: &SeqFile) {
+        Device::show_fdinfo(&this, m);
+    }
+}

@@ -1,0 +1,940 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The virtqueue: where a driver makes buffers available and the device gives them back used.
+//!
+//! A [`Vring`] is one queue in the split format (virtio 1.3, section 2.7), seen from the device. The
+//! device [takes](Vring::take) the chains that it needs for a packet, completes or drops the
+//! [`Take`], [publishes](Vring::publish) what was completed, and asks whether the driver
+//! [wants a call](Vring::wants_call). The driver is hostile: every value of its memory is read once
+//! and checked before use, and no ring content can make a method here panic, loop without end, reach
+//! memory outside the ring and the memory table, or complete a chain twice.
+//!
+//! The caller serialises all access to a ring (its queue's mutex in the kernel).
+
+#![forbid(unsafe_code)]
+
+use crate::{
+    features::Features,
+    log::{
+        Dirty,
+        DirtyList,
+        DirtyLog, //
+    },
+    memtable::{
+        GuestAddr,
+        Hint,
+        MemTable,
+        Segments,
+        MAX_SEGMENTS, //
+    },
+    usermem::{
+        Segment,
+        UserAddr,
+        UserMemory, //
+    }, //
+};
+use kernel::prelude::*;
+use zerocopy_derive::Immutable;
+
+/// The most descriptors that a ring may have (virtio 1.3, section 2.7: a power of two).
+pub const MAX_NUM: u32 = 0x8000;
+
+/// The most descriptors that an indirect table may have: they are linked by 16-bit numbers.
+const MAX_INDIRECT: u32 = 0x1_0000;
+
+/// How many entries of the available ring are read at a time.
+const HEADS: usize = 64;
+
+/// Chains that are completed but not published; a turn publishes long before there are as many.
+const MAX_DONE: usize = MAX_SEGMENTS + HEADS;
+
+/// Why a queue can't go on: its ring or a buffer is malformed or out of reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The kernel's error code for it.
+    pub error: Error,
+    /// What was found, for the person who debugs the driver.
+    pub why: &'static str,
+}
+
+impl Fault {
+    /// Makes a fault.
+    pub const fn new(error: Error, why: &'static str) -> Self {
+        Self { error, why }
+    }
+}
+
+/// Gives an error its reason.
+trait Because<T> {
+    fn because(self, why: &'static str) -> Result<T, Fault>;
+}
+
+impl<T> Because<T> for Result<T> {
+    #[inline(always)]
+    fn because(self, why: &'static str) -> Result<T, Fault> {
+        self.map_err(|error| Fault::new(error, why))
+    }
+}
+
+/// The byte order of a ring's fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endian {
+    /// Little: every modern device, and a legacy one of a little-endian guest.
+    Little,
+    /// Big: a legacy device of a big-endian guest.
+    Big,
+}
+
+impl Endian {
+    /// The byte order of the CPU.
+    pub const NATIVE: Self = if cfg!(target_endian = "little") {
+        Self::Little
+    } else {
+        Self::Big
+    };
+
+    /// Converts a 16-bit field from or to the CPU's order.
+    #[inline(always)]
+    pub fn u16(self, value: u16) -> u16 {
+        match self {
+            Self::Little => value.to_le(),
+            Self::Big => value.to_be(),
+        }
+    }
+
+    /// Converts a 32-bit field from or to the CPU's order.
+    #[inline(always)]
+    pub fn u32(self, value: u32) -> u32 {
+        match self {
+            Self::Little => value.to_le(),
+            Self::Big => value.to_be(),
+        }
+    }
+
+    /// Converts a 64-bit field from or to the CPU's order.
+    #[inline(always)]
+    pub fn u64(self, value: u64) -> u64 {
+        match self {
+            Self::Little => value.to_le(),
+            Self::Big => value.to_be(),
+        }
+    }
+}
+
+/// `struct virtq_desc` (virtio 1.3, section 2.7.5), in the ring's byte order.
+#[derive(Clone, Copy, Default, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+struct RawDesc {
+    addr: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+/// The size of a descriptor in bytes.
+const DESC_SIZE: usize = size_of::<RawDesc>();
+
+/// A descriptor, read once, in the CPU's byte order.
+#[derive(Clone, Copy)]
+struct Desc {
+    addr: GuestAddr,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl Desc {
+    const F_NEXT: u16 = 1;
+    const F_WRITE: u16 = 2;
+    const F_INDIRECT: u16 = 4;
+
+    #[inline(always)]
+    fn new(raw: RawDesc, endian: Endian) -> Self {
+        Self {
+            addr: GuestAddr::new(endian.u64(raw.addr)),
+            len: endian.u32(raw.len),
+            flags: endian.u16(raw.flags),
+            next: endian.u16(raw.next),
+        }
+    }
+
+    #[inline(always)]
+    fn has(&self, flag: u16) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// `struct virtq_used_elem` (virtio 1.3, section 2.7.8), in the ring's byte order.
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+struct UsedElem {
+    id: u32,
+    len: u32,
+}
+
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver asks for no calls.
+const AVAIL_F_NO_INTERRUPT: u16 = 1;
+/// `VIRTQ_USED_F_NO_NOTIFY`: the device asks for no kicks.
+const USED_F_NO_NOTIFY: u16 = 1;
+
+/// Where a ring's three parts are in user memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingAddrs {
+    /// The descriptor table, 16 bytes a descriptor.
+    pub desc: UserAddr,
+    /// The available ring, a multiple of two.
+    pub avail: UserAddr,
+    /// The used ring, a multiple of four.
+    pub used: UserAddr,
+}
+
+/// Both rings start with 16-bit flags and a 16-bit index.
+const FLAGS: u64 = 0;
+const IDX: u64 = 2;
+const ENTRIES: u64 = 4;
+
+/// Where the writes to a used ring are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UsedLog {
+    /// The log.
+    pub log: DirtyLog,
+    /// The guest address of the used ring.
+    pub addr: GuestAddr,
+}
+
+/// Entries of the available ring that were read together.
+struct Heads {
+    /// The index of the first one.
+    first: u16,
+    count: u16,
+    /// In the ring's byte order.
+    entries: [u16; HEADS],
+}
+
+impl Heads {
+    #[inline(always)]
+    fn get(&self, index: u16) -> Option<u16> {
+        let at = index.wrapping_sub(self.first);
+        if at >= self.count {
+            return None;
+        }
+        self.entries.get(usize::from(at)).copied()
+    }
+}
+
+/// A chain that was taken from a ring.
+///
+/// Its buffers follow each other in the [`Segments`] that the caller gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// The number of its first descriptor: the name by which the driver knows it.
+    pub head: u16,
+    /// The number of segments that the device may read; they come first.
+    pub readable: usize,
+    /// The number of segments that the device may write; they come last.
+    pub writable: usize,
+}
+
+/// A split virtqueue in user memory `M`.
+pub struct Vring<M> {
+    mem: M,
+    /// The number of descriptors, a power of two from 1 to [`MAX_NUM`].
+    num: u16,
+    addrs: RingAddrs,
+    endian: Endian,
+    event_idx: bool,
+    notify_on_empty: bool,
+    used_log: Option<UsedLog>,
+    /// The index of the next chain to take (`last_avail_idx`).
+    next_avail: u16,
+    /// The driver's index as last read.
+    avail_idx: u16,
+    /// The index of the next used entry to write.
+    used_idx: u16,
+    used_flags: u16,
+    /// The used index at the last call that counted for the event index, if it is still meaningful.
+    called_at: Option<u16>,
+    /// Something went to the log since [`Self::logged`] was asked last.
+    logged: bool,
+    heads: Heads,
+    /// Completed chains that are not published.
+    done: KVVec<UsedElem>,
+    hint: Hint,
+    table_hint: Hint,
+    /// The user memory of the indirect table that is being read.
+    table: Segments,
+}
+
+impl<M: UserMemory> Vring<M> {
+    /// Makes a ring of one descriptor at no useful address.
+    ///
+    /// Fails with [`ENOMEM`].
+    pub fn new(mem: M) -> Result<Self> {
+        Ok(Self {
+            mem,
+            num: 1,
+            addrs: RingAddrs::default(),
+            endian: Endian::NATIVE,
+            event_idx: false,
+            notify_on_empty: false,
+            used_log: None,
+            next_avail: 0,
+            avail_idx: 0,
+            used_idx: 0,
+            used_flags: 0,
+            called_at: None,
+            logged: false,
+            heads: Heads {
+                first: 0,
+                count: 0,
+                entries: [0; HEADS],
+            },
+            done: KVVec::with_capacity(MAX_DONE, GFP_KERNEL)?,
+            hint: Hint::default(),
+            table_hint: Hint::default(),
+            table: Segments::new()?,
+        })
+    }
+
+    /// Puts the ring into the state that [`Self::new`] made.
+    pub fn reset(&mut self) {
+        self.num = 1;
+        self.addrs = RingAddrs::default();
+        self.endian = Endian::NATIVE;
+        self.set_features(Features::default());
+        self.used_log = None;
+        self.used_idx = 0;
+        self.used_flags = 0;
+        self.called_at = None;
+        self.logged = false;
+        self.set_base(0);
+    }
+
+    /// The user memory that the ring is in.
+    pub fn mem(&self) -> &M {
+        &self.mem
+    }
+
+    /// The byte order of the ring, and of the packet headers in its buffers.
+    pub fn endian(&self) -> Endian {
+        self.endian
+    }
+
+    /// The number of descriptors.
+    pub fn num(&self) -> u16 {
+        self.num
+    }
+
+    /// Sets the number of descriptors.
+    ///
+    /// Fails with [`EINVAL`] unless `num` is a power of two from 1 to [`MAX_NUM`].
+    pub fn set_num(&mut self, num: u32) -> Result {
+        if !num.is_power_of_two() || num > MAX_NUM {
+            return Err(EINVAL);
+        }
+        self.num = num as u16;
+        self.forget_heads();
+        Ok(())
+    }
+
+    /// Where the ring is.
+    pub fn addrs(&self) -> RingAddrs {
+        self.addrs
+    }
+
+    /// Moves the ring to `addrs`, which have the alignment that [`RingAddrs`] asks for.
+    pub fn set_addrs(&mut self, addrs: RingAddrs) {
+        self.addrs = addrs;
+        self.forget_heads();
+    }
+
+    /// The index of the chain that the device will take next.
+    pub fn base(&self) -> u16 {
+        self.next_avail
+    }
+
+    /// Makes `base` the index of the chain that the device will take next. What was completed but
+    /// not published is forgotten.
+    pub fn set_base(&mut self, base: u16) {
+        self.next_avail = base;
+        self.avail_idx = base;
+        self.done.clear();
+        self.forget_heads();
+    }
+
+    /// Sets the features that the driver accepted.
+    pub fn set_features(&mut self, features: Features) {
+        self.event_idx = features.has(Features::EVENT_IDX);
+        self.notify_on_empty = features.has(Features::NOTIFY_ON_EMPTY);
+    }
+
+    /// Sets where writes to the used ring are logged.
+    pub fn set_used_log(&mut self, log: Option<UsedLog>) {
+        self.used_log = log;
+    }
+
+    /// Whether a write to the used ring was logged since this was last asked.
+    pub fn logged(&mut self) -> bool {
+        core::mem::take(&mut self.logged)
+    }
+
+    /// The size in bytes of the used ring.
+    pub fn used_size(&self) -> u64 {
+        self.avail_event() + if self.event_idx { 2 } else { 0 }
+    }
+
+    /// Whether a ring at `addrs` would be within user space.
+    pub fn access_ok(&self, addrs: RingAddrs) -> bool {
+        let avail_size = self.used_event() + if self.event_idx { 2 } else { 0 };
+        self.mem
+            .access_ok(addrs.desc, u64::from(self.num) * DESC_SIZE as u64)
+            && self.mem.access_ok(addrs.avail, avail_size)
+            && self.mem.access_ok(addrs.used, self.used_size())
+    }
+
+    /// Readies the ring for its device: tells the driver whether kicks are wanted, and goes on
+    /// behind the last entry that the used ring holds.
+    ///
+    /// Fails with [`EFAULT`] if the used ring can't be written or read; then the ring is as before.
+    pub fn start(&mut self, endian: Endian) -> Result<(), Fault> {
+        let before = core::mem::replace(&mut self.endian, endian);
+        self.try_start().inspect_err(|_| self.endian = before)
+    }
+
+    fn try_start(&mut self) -> Result<(), Fault> {
+        self.write_used_flags()
+            .because("the used ring's flags can't be written")?;
+        self.called_at = None;
+        let used_idx = self
+            .mem
+            .load_u16(self.addrs.used.offset(IDX))
+            .because("the used ring's index can't be read")?;
+        self.used_idx = self.endian.u16(used_idx);
+        Ok(())
+    }
+
+    /// Starts to take the chains of a packet.
+    #[inline(always)]
+    pub fn take(&mut self) -> Take<'_, M> {
+        let done = self.done.len();
+        Take {
+            ring: self,
+            done,
+            chains: 0,
+        }
+    }
+
+    /// The number of chains that are completed but not published.
+    #[inline(always)]
+    pub fn unpublished(&self) -> usize {
+        self.done.len()
+    }
+
+    /// Whether the driver has made nothing available that was not taken.
+    ///
+    /// A ring that can't be read is not empty: the next [`Take::next_chain`] says what is wrong.
+    #[inline]
+    pub fn is_empty(&mut self) -> bool {
+        self.avail_idx == self.next_avail && matches!(self.read_avail_idx(), Ok(false))
+    }
+
+    /// Gives the completed chains to the driver, in the order they were completed.
+    ///
+    /// Fails with [`EFAULT`] if the used ring can't be written. The chains stay completed, and the
+    /// next call tries them again.
+    pub fn publish(&mut self) -> Result<(), Fault> {
+        let old = self.used_idx;
+        let new = old.wrapping_add(self.done.len() as u16);
+        self.write_used_elems(old)
+            .because("the used ring can't be written")?;
+
+        // The entries before the index that shows them; pairs with the driver's read barrier
+        // between its reads of the index and of the entries.
+        self.mem.write_barrier();
+        self.mem
+            .store_u16(self.addrs.used.offset(IDX), self.endian.u16(new))
+            .because("the used ring's index can't be written")?;
+        self.log_used(IDX, 2);
+
+        self.done.clear();
+        self.used_idx = new;
+        // If the driver has not been called for so long that the index went around, where it was
+        // called last says nothing any more.
+        if let Some(called_at) = self.called_at {
+            if new.wrapping_sub(called_at) < new.wrapping_sub(old) {
+                self.called_at = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_used_elems(&mut self, first: u16) -> Result {
+        let mut elems = self.done.as_slice();
+        let mut at = usize::from(self.slot(first));
+        while !elems.is_empty() {
+            // At most to the end of the ring, then on from its start.
+            let room = usize::from(self.num).saturating_sub(at);
+            let (now, later) = elems.split_at_checked(room).unwrap_or((elems, &[]));
+            let offset = ENTRIES + at as u64 * size_of::<UsedElem>() as u64;
+            self.mem
+                .write(self.addrs.used.offset(offset), now.as_bytes())?;
+            if let Some(log) = self.used_log {
+                Self::write_log(&self.mem, log, offset, size_of_val(now) as u64);
+                self.logged = true;
+            }
+            elems = later;
+            at = 0;
+        }
+        Ok(())
+    }
+
+    /// Whether the driver is to be called for what was published since this was last asked.
+    ///
+    /// Fails with [`EFAULT`] if the available ring can't be read; then call the driver.
+    pub fn wants_call(&mut self) -> Result<bool, Fault> {
+        // The used index before the driver's suppression; pairs with the barrier that the driver
+        // has between enabling calls and looking at the used index again.
+        self.mem.full_barrier();
+
+        if self.notify_on_empty && self.avail_idx == self.next_avail {
+            return Ok(true);
+        }
+        if !self.event_idx {
+            let flags = self
+                .mem
+                .load_u16(self.addrs.avail.offset(FLAGS))
+                .because("the available ring's flags can't be read")?;
+            return Ok(self.endian.u16(flags) & AVAIL_F_NO_INTERRUPT == 0);
+        }
+        let new = self.used_idx;
+        let Some(old) = self.called_at.replace(new) else {
+            return Ok(true);
+        };
+        let event = self
+            .mem
+            .load_u16(self.addrs.avail.offset(self.used_event()))
+            .because("the used event index can't be read")?;
+        Ok(passed_event(self.endian.u16(event), new, old))
+    }
+
+    /// Asks the driver not to kick.
+    ///
+    /// Fails with [`EFAULT`] if the used ring can't be written. The driver may kick all the same.
+    #[inline]
+    pub fn disable_kicks(&mut self) -> Result<(), Fault> {
+        if self.used_flags & USED_F_NO_NOTIFY != 0 {
+            return Ok(());
+        }
+        self.used_flags |= USED_F_NO_NOTIFY;
+        if self.event_idx {
+            // The event index, left behind, asks for no more.
+            return Ok(());
+        }
+        self.write_used_flags()
+            .because("the used ring's flags can't be written")
+    }
+
+    /// Asks the driver to kick when it makes more available.
+    ///
+    /// Returns true if it has done so meanwhile: no kick may come for that. Fails with [`EFAULT`]
+    /// if the used ring can't be written or the available ring can't be read, and with [`EINVAL`]
+    /// if the available index is impossible.
+    pub fn enable_kicks(&mut self) -> Result<bool, Fault> {
+        if self.used_flags & USED_F_NO_NOTIFY == 0 {
+            return Ok(false);
+        }
+        self.used_flags &= !USED_F_NO_NOTIFY;
+        if self.event_idx {
+            let offset = self.avail_event();
+            self.mem
+                .store_u16(
+                    self.addrs.used.offset(offset),
+                    self.endian.u16(self.avail_idx),
+                )
+                .because("the available event index can't be written")?;
+            self.log_used(offset, 2);
+        } else {
+            self.write_used_flags()
+                .because("the used ring's flags can't be written")?;
+        }
+        // The request before the look at the index; pairs with the barrier that the driver has
+        // between moving the index and looking whether a kick is wanted.
+        self.mem.full_barrier();
+        self.read_avail_idx()
+    }
+
+    /// Reads the driver's index. Returns whether it moved.
+    #[inline]
+    fn read_avail_idx(&mut self) -> Result<bool, Fault> {
+        let raw = self
+            .mem
+            .load_u16(self.addrs.avail.offset(IDX))
+            .because("the available index can't be read")?;
+        let avail_idx = self.endian.u16(raw);
+        if avail_idx.wrapping_sub(self.next_avail) > self.num {
+            return Err(Fault::new(EINVAL, "the available index jumped"));
+        }
+        if avail_idx == self.avail_idx {
+            return Ok(false);
+        }
+        self.avail_idx = avail_idx;
+        // The index before the entries and descriptors that it shows; pairs with the write barrier
+        // that the driver has before it moves the index.
+        self.mem.read_barrier();
+        Ok(true)
+    }
+
+    /// The entry of the available ring at `next_avail`, which the driver has made available.
+    #[inline]
+    fn head(&mut self) -> Result<u16> {
+        let index = self.next_avail;
+        let raw = match self.heads.get(index) {
+            Some(raw) => raw,
+            None => self.read_heads(index)?,
+        };
+        Ok(self.endian.u16(raw))
+    }
+
+    /// Reads the available entries from `index` to the end of the ring, and returns the first.
+    fn read_heads(&mut self, index: u16) -> Result<u16> {
+        let at = self.slot(index);
+        let addr = self.addrs.avail.offset(ENTRIES + u64::from(at) * 2);
+        let available = self.avail_idx.wrapping_sub(index).min(self.num - at);
+        let count = usize::from(available).min(HEADS);
+
+        self.forget_heads();
+        if count <= 1 {
+            return self.mem.load_u16(addr);
+        }
+        let entries = self.heads.entries.get_mut(..count).ok_or(EFAULT)?;
+        self.mem.read(addr, entries.as_mut_bytes())?;
+        let head = entries.first().copied().ok_or(EFAULT)?;
+        self.heads.first = index;
+        self.heads.count = count as u16;
+        Ok(head)
+    }
+
+    fn forget_heads(&mut self) {
+        self.heads.count = 0;
+    }
+
+    /// Follows the chain from `head` and adds its buffers to `out`.
+    fn follow(
+        &mut self,
+        head: u16,
+        mem_table: &MemTable,
+        out: &mut Segments,
+        dirty: Option<&mut DirtyList>,
+    ) -> Result<Chain, Fault> {
+        let mut parts = Parts {
+            mem_table,
+            out,
+            dirty,
+            readable: 0,
+            writable: 0,
+        };
+        let mut index = head;
+        let mut found = 0;
+
+        loop {
+            if index >= self.num {
+                return Err(Fault::new(EINVAL, "a descriptor index is out of range"));
+            }
+            found += 1;
+            if found > self.num {
+                return Err(Fault::new(EINVAL, "a chain of descriptors loops"));
+            }
+            let mut raw = RawDesc::default();
+            let addr = self.addrs.desc;
+            self.mem
+                .read(
+                    addr.offset(u64::from(index) * DESC_SIZE as u64),
+                    raw.as_mut_bytes(),
+                )
+                .because("a descriptor can't be read")?;
+            let desc = Desc::new(raw, self.endian);
+
+            if desc.has(Desc::F_INDIRECT) {
+                self.follow_indirect(desc, &mut parts)?;
+            } else {
+                parts.add(desc, &mut self.hint)?;
+            }
+            if !desc.has(Desc::F_NEXT) {
+                break;
+            }
+            index = desc.next;
+        }
+        Ok(Chain {
+            head,
+            readable: parts.readable,
+            writable: parts.writable,
+        })
+    }
+
+    /// Adds the buffers of the indirect table that `desc` names (virtio 1.3, section 2.7.5.3).
+    ///
+    /// The table is read from its start in order, wherever its descriptors say the next one is.
+    fn follow_indirect(&mut self, desc: Desc, parts: &mut Parts<'_>) -> Result<(), Fault> {
+        if desc.len % DESC_SIZE as u32 != 0 {
+            return Err(Fault::new(EINVAL, "an indirect table has part of a descriptor"));
+        }
+        self.table.clear();
+        parts
+            .mem_table
+            .translate(desc.addr, desc.len, &mut self.table_hint, &mut self.table)
+            .because("an indirect table is not in memory")?;
+        let count = desc.len / DESC_SIZE as u32;
+        if count > MAX_INDIRECT {
+            return Err(Fault::new(E2BIG, "an indirect table is too long"));
+        }
+
+        let mut reader = TableReader::new(&self.table);
+        for _ in 0..count {
+            let raw = reader
+                .next(&self.mem)
+                .because("an indirect table can't be read")?;
+            let desc = Desc::new(raw, self.endian);
+            if desc.has(Desc::F_INDIRECT) {
+                return Err(Fault::new(EINVAL, "an indirect table is nested"));
+            }
+            parts.add(desc, &mut self.hint)?;
+            if !desc.has(Desc::F_NEXT) {
+                return Ok(());
+            }
+        }
+        Err(Fault::new(EINVAL, "an indirect table goes on past its end"))
+    }
+
+    fn write_used_flags(&mut self) -> Result {
+        self.mem.store_u16(
+            self.addrs.used.offset(FLAGS),
+            self.endian.u16(self.used_flags),
+        )?;
+        self.log_used(FLAGS, 2);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn log_used(&mut self, offset: u64, len: u64) {
+        if let Some(log) = self.used_log {
+            Self::write_log(&self.mem, log, offset, len);
+            self.logged = true;
+        }
+    }
+
+    /// Logs a write of `len` bytes at `offset` of the used ring.
+    #[cold]
+    fn write_log(mem: &M, used: UsedLog, offset: u64, len: u64) {
+        // The write before its bit in the log; pairs with the VMM's atomic exchange of the log.
+        mem.write_barrier();
+        // A log that is not mapped is the VMM's own loss: the guest's data is in place.
+        let _ = used.log.mark(mem, used.addr.offset(offset), len);
+    }
+
+    /// Where `index` is in a ring.
+    #[inline(always)]
+    fn slot(&self, index: u16) -> u16 {
+        // `num` is a power of two, at least 1.
+        index & self.num.wrapping_sub(1)
+    }
+
+    /// The offset of the used event index in the available ring.
+    #[inline(always)]
+    fn used_event(&self) -> u64 {
+        ENTRIES + u64::from(self.num) * 2
+    }
+
+    /// The offset of the available event index in the used ring.
+    #[inline(always)]
+    fn avail_event(&self) -> u64 {
+        ENTRIES + u64::from(self.num) * size_of::<UsedElem>() as u64
+    }
+}
+
+/// Whether the step of an index from `old` to `new` passed `event` (virtio 1.3, section 2.7.7.2).
+#[inline(always)]
+fn passed_event(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
+/// What was found of a chain.
+struct Parts<'a> {
+    mem_table: &'a MemTable,
+    out: &'a mut Segments,
+    dirty: Option<&'a mut DirtyList>,
+    readable: usize,
+    writable: usize,
+}
+
+impl Parts<'_> {
+    /// Adds the buffer of a descriptor.
+    #[inline(always)]
+    fn add(&mut self, desc: Desc, hint: &mut Hint) -> Result<(), Fault> {
+        let before = self.out.len();
+        self.mem_table
+            .translate(desc.addr, desc.len, hint, self.out)
+            .because("a buffer is not in memory")?;
+        let count = self.out.len() - before;
+
+        if desc.has(Desc::F_WRITE) {
+            self.writable += count;
+            if let Some(dirty) = self.dirty.as_deref_mut().filter(|_| count > 0) {
+                dirty
+                    .push(Dirty {
+                        addr: desc.addr,
+                        len: u64::from(desc.len),
+                    })
+                    .because("a chain has too many buffers to log")?;
+            }
+        } else if self.writable > 0 {
+            return Err(Fault::new(EINVAL, "a readable buffer follows a writable one"));
+        } else {
+            self.readable += count;
+        }
+        Ok(())
+    }
+}
+
+/// Reads an indirect table, which may fall into several pieces of user memory.
+struct TableReader<'a> {
+    segments: &'a [Segment],
+    /// The rest of the segment before these.
+    rest: Segment,
+}
+
+impl<'a> TableReader<'a> {
+    fn new(table: &'a Segments) -> Self {
+        Self {
+            segments: table.as_slice(),
+            rest: Segment::default(),
+        }
+    }
+
+    #[inline(always)]
+    fn next(&mut self, mem: &impl UserMemory) -> Result<RawDesc> {
+        let mut raw = RawDesc::default();
+        if self.rest.len() == 0 {
+            self.refill()?;
+        }
+        if self.rest.len() >= DESC_SIZE {
+            mem.read(self.rest.addr(), raw.as_mut_bytes())?;
+            self.rest = self.rest.skip(DESC_SIZE);
+        } else {
+            self.next_in_pieces(mem, raw.as_mut_bytes())?;
+        }
+        Ok(raw)
+    }
+
+    #[cold]
+    fn next_in_pieces(&mut self, mem: &impl UserMemory, mut bytes: &mut [u8]) -> Result {
+        while !bytes.is_empty() {
+            if self.rest.len() == 0 {
+                self.refill()?;
+            }
+            let count = self.rest.len().min(bytes.len());
+            let (now, later) = bytes.split_at_mut_checked(count).ok_or(EFAULT)?;
+            mem.read(self.rest.addr(), now)?;
+            self.rest = self.rest.skip(count);
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    fn refill(&mut self) -> Result {
+        let (first, others) = self.segments.split_first().ok_or(EFAULT)?;
+        self.rest = *first;
+        self.segments = others;
+        Ok(())
+    }
+}
+
+/// The chains of a packet, taken from the ring and not yet completed.
+///
+/// Dropping it gives them all back: the next [`Vring::take`] finds them again.
+#[must_use = "dropped, it gives its chains back"]
+pub struct Take<'ring, M: UserMemory> {
+    ring: &'ring mut Vring<M>,
+    /// The length of `ring.done` before; the chains of this packet follow.
+    done: usize,
+    chains: u16,
+}
+
+impl<M: UserMemory> Take<'_, M> {
+    /// Takes one more chain. Its buffers are added to `out`, and if `dirty` is given the guest
+    /// addresses of the writable ones to that.
+    ///
+    /// Returns [`None`] if the driver has made no more available. Fails with [`EINVAL`] if the ring
+    /// or the chain is malformed, with [`EFAULT`] if part of it is not in memory, with [`ENOBUFS`]
+    /// if it has too many pieces, and with [`E2BIG`] if an indirect table is too long. After an
+    /// error the chain is still in the ring.
+    #[inline]
+    pub fn next_chain(
+        &mut self,
+        mem_table: &MemTable,
+        out: &mut Segments,
+        dirty: Option<&mut DirtyList>,
+    ) -> Result<Option<Chain>, Fault> {
+        let ring = &mut *self.ring;
+        if ring.avail_idx == ring.next_avail {
+            if !ring.read_avail_idx()? {
+                return Ok(None);
+            }
+        }
+        // So many chains can be out only if one was made available again before it was used.
+        if ring.done.len() >= usize::from(ring.num).min(MAX_DONE) {
+            return Err(Fault::new(EINVAL, "a chain is available twice"));
+        }
+        let head = ring
+            .head()
+            .because("an entry of the available ring can't be read")?;
+        if head >= ring.num {
+            return Err(Fault::new(EINVAL, "the head of a chain is out of range"));
+        }
+        let chain = ring.follow(head, mem_table, out, dirty)?;
+        ring.done
+            .push_within_capacity(UsedElem {
+                id: ring.endian.u32(u32::from(head)),
+                len: 0,
+            })
+            .map_err(|_| Fault::new(ENOBUFS, "too many chains are completed"))?;
+        ring.next_avail = ring.next_avail.wrapping_add(1);
+        self.chains = self.chains.wrapping_add(1);
+        Ok(Some(chain))
+    }
+
+    /// Whether there is more in the ring, as [`Vring::is_empty`].
+    pub fn is_last(&mut self) -> bool {
+        self.ring.is_empty()
+    }
+
+    /// The number of chains taken.
+    pub fn chains(&self) -> u16 {
+        self.chains
+    }
+
+    /// Says how many bytes the device wrote to the chain that was taken last; none until said.
+    #[inline]
+    pub fn set_written(&mut self, len: u32) {
+        let ring = &mut *self.ring;
+        if self.chains > 0 {
+            if let Some(elem) = ring.done.last_mut() {
+                elem.len = ring.endian.u32(len);
+            }
+        }
+    }
+
+    /// Completes the chains: the next [`Vring::publish`] gives them to the driver.
+    #[inline]
+    pub fn complete(mut self) {
+        self.done = self.ring.done.len();
+        self.chains = 0;
+    }
+}
+
+impl<M: UserMemory> Drop for Take<'_, M> {
+    #[inline]
+    fn drop(&mut self) {
+        self.ring.done.truncate(self.done);
+        self.ring.next_avail = self.ring.next_avail.wrapping_sub(self.chains);
+    }
+}
