@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The ring code of the module, compiled for the build machine, and what its tests need.
+//!
+//! `features` to `vring` are the very files that the kernel module is made of, over the stand-in for the
+//! kernel crate in `kernel/`. The tests are in `tests/`, one file a subject.
+//!
+//! Each run of the property tests makes the same cases. `PROPTEST_RNG_SEED=N` makes others, and
+//! `PROPTEST_CASES=N` another number of them.
+
+#[path = "../../../features.rs"]
+pub mod features;
+#[path = "../../../log.rs"]
+pub mod log;
+#[path = "../../../memtable.rs"]
+pub mod memtable;
+#[path = "../../../usermem.rs"]
+pub mod usermem;
+#[path = "../../../vring.rs"]
+pub mod vring;
+
+pub mod mem;
+pub mod model;
+pub mod pair;
+
+use proptest::test_runner::{Config, RngSeed};
+
+/// The configuration of a property test that runs `cases` times.
+pub fn config(cases: u32) -> Config {
+    let mut config = Config {
+        failure_persistence: None,
+        max_shrink_iters: 2000,
+        ..Config::default()
+    };
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = cases;
+    }
+    if std::env::var_os("PROPTEST_RNG_SEED").is_none() {
+        config.rng_seed = RngSeed::Fixed(0x7665_7462);
+    }
+    config
+}

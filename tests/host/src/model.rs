@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a device should do, said as plainly as possible.
+//!
+//! It follows the rules of the C driver (`vhost_get_vq_desc()`, `vhost_add_used_n()`, `vhost_notify()`,
+//! `vhost_enable_notify()`, `vhost_disable_notify()`, `log_write()`), and shares no code with the ring
+//! code that it judges. It is slow, and reads memory as often as it likes.
+
+use crate::{
+    mem::{bytes_of_u16, u16_of, Mem},
+    vring::Endian,
+};
+use kernel::prelude::*;
+
+/// The most pieces of user memory that a chain may have.
+pub const MAX_PIECES: usize = 1024;
+
+/// A region of guest memory: it is not empty and does not wrap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelRegion {
+    pub guest: u64,
+    pub size: u128,
+    pub user: u64,
+}
+
+impl ModelRegion {
+    /// The user address of a guest byte, if the region has it.
+    pub fn byte(&self, guest: u128) -> Option<u64> {
+        let first = u128::from(self.guest);
+        (first <= guest && guest < first + self.size)
+            .then(|| self.user.wrapping_add((guest - first) as u64))
+    }
+}
+
+/// Which of `regions` has a guest byte: the one that starts first, and of these the first of the list.
+pub fn owner_of(regions: &[ModelRegion], guest: u128) -> Option<usize> {
+    (0..regions.len())
+        .filter(|&i| regions[i].byte(guest).is_some())
+        .min_by_key(|&i| (regions[i].guest, i))
+}
+
+/// A piece of user memory.
+pub type Piece = (u64, u64);
+
+/// The pieces behind `len` bytes from `guest`, at most `room` of them.
+pub fn translate(regions: &[ModelRegion], guest: u64, len: u32, room: usize) -> Result<Vec<Piece>> {
+    let mut pieces = Vec::new();
+    let end = u128::from(guest) + u128::from(len);
+    let mut at = u128::from(guest);
+    while at < end {
+        if pieces.len() >= room {
+            return Err(ENOBUFS);
+        }
+        let region = &regions[owner_of(regions, at).ok_or(EFAULT)?];
+        let region_end = u128::from(region.guest) + region.size;
+        let next = end.min(region_end);
+        pieces.push((region.byte(at).ok_or(EFAULT)?, (next - at) as u64));
+        at = next;
+    }
+    Ok(pieces)
+}
+
+/// A bitmap of pages: sets the bit of each page that has one of `len` bytes from `addr`.
+pub fn mark(mem: &Mem, base: u64, addr: u64, len: u64) {
+    if len == 0 {
+        return;
+    }
+    for page in addr / 4096..=(addr + len - 1) / 4096 {
+        let byte = base + page / 8;
+        let old = mem.get(byte, 1).expect("the log is mapped")[0];
+        mem.put(byte, &[old | 1 << (page % 8)]);
+    }
+}
+
+/// What a chain should give.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    pub head: u16,
+    pub readable: usize,
+    pub writable: usize,
+    pub pieces: Vec<Piece>,
+    pub dirty: Vec<(u64, u32)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct RawDesc {
+    addr: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+
+/// A device model on its own copy of memory.
+pub struct Model {
+    pub mem: Mem,
+    pub num: u32,
+    pub desc: u64,
+    pub avail: u64,
+    pub used: u64,
+    pub endian: Endian,
+    pub event_idx: bool,
+    pub notify_on_empty: bool,
+    /// The log's user address, and the guest address of the used ring.
+    pub log: Option<(u64, u64)>,
+    /// The index of the next chain to take.
+    pub last_avail: u16,
+    /// The driver's index as it was last seen.
+    pub seen_avail: u16,
+    /// The index of the next used entry.
+    pub last_used: u16,
+    /// The device asked for no kicks.
+    pub quiet: bool,
+    /// The used index at the last decision about a call.
+    pub signalled: Option<u16>,
+    /// Chains that are completed and not published.
+    pub done: Vec<(u16, u32)>,
+    /// Something was logged.
+    pub logged: bool,
+}
+
+impl Model {
+    pub fn start(&mut self) -> Result {
+        self.put_flags()?;
+        self.signalled = None;
+        self.last_used = self.field(self.used + 2)?;
+        Ok(())
+    }
+
+    fn field(&self, addr: u64) -> Result<u16> {
+        let bytes = self.mem.get(addr, 2).ok_or(EFAULT)?;
+        Ok(u16_of([bytes[0], bytes[1]], self.endian))
+    }
+
+    fn put(&mut self, offset: u64, bytes: &[u8]) -> Result {
+        if !self.mem.try_put(self.used + offset, bytes) {
+            return Err(EFAULT);
+        }
+        if let Some((base, guest)) = self.log {
+            mark(&self.mem, base, guest + offset, bytes.len() as u64);
+            self.logged = true;
+        }
+        Ok(())
+    }
+
+    fn put_field(&mut self, offset: u64, value: u16) -> Result {
+        self.put(offset, &bytes_of_u16(value, self.endian))
+    }
+
+    fn put_flags(&mut self) -> Result {
+        self.put_field(0, u16::from(self.quiet))
+    }
+
+    fn used_event(&self) -> u64 {
+        self.avail + 4 + 2 * u64::from(self.num)
+    }
+
+    fn parse(&self, bytes: &[u8]) -> RawDesc {
+        let part = |from: usize, len: usize| {
+            let number = |sum: u64, byte: &u8| sum << 8 | u64::from(*byte);
+            match self.endian {
+                Endian::Little => bytes[from..from + len].iter().rev().fold(0, number),
+                Endian::Big => bytes[from..from + len].iter().fold(0, number),
+            }
+        };
+        RawDesc {
+            addr: part(0, 8),
+            len: part(8, 4) as u32,
+            flags: part(12, 2) as u16,
+            next: part(14, 2) as u16,
+        }
+    }
+
+    /// Looks at the driver's index. Returns whether it moved.
+    fn look(&mut self) -> Result<bool> {
+        let idx = self.field(self.avail + 2)?;
+        if u32::from(idx.wrapping_sub(self.last_avail)) > self.num {
+            return Err(EINVAL);
+        }
+        let moved = idx != self.seen_avail;
+        self.seen_avail = idx;
+        Ok(moved)
+    }
+
+    pub fn is_empty(&mut self) -> bool {
+        self.seen_avail == self.last_avail && self.look() == Ok(false)
+    }
+
+    /// Takes the next chain; `room` is the number of pieces that it may have.
+    pub fn take(&mut self, regions: &[ModelRegion], room: usize) -> Result<Option<Found>> {
+        if self.seen_avail == self.last_avail && !self.look()? {
+            return Ok(None);
+        }
+        // The C driver has no such rule: it would write past the end of the used ring.
+        if self.done.len() >= self.num as usize {
+            return Err(EINVAL);
+        }
+        let slot = u64::from(self.last_avail) % u64::from(self.num);
+        let head = self.field(self.avail + 4 + 2 * slot)?;
+        if u32::from(head) >= self.num {
+            return Err(EINVAL);
+        }
+
+        let mut found = Found {
+            head,
+            ..Found::default()
+        };
+        let mut index = head;
+        for _ in 0..self.num {
+            if u32::from(index) >= self.num {
+                return Err(EINVAL);
+            }
+            let at = self.desc + 16 * u64::from(index);
+            let desc = self.parse(&self.mem.get(at, 16).ok_or(EFAULT)?);
+            if desc.flags & INDIRECT != 0 {
+                self.indirect(desc, regions, room, &mut found)?;
+            } else {
+                buffer(desc, regions, room, &mut found)?;
+            }
+            if desc.flags & NEXT == 0 {
+                self.last_avail = self.last_avail.wrapping_add(1);
+                self.done.push((head, 0));
+                return Ok(Some(found));
+            }
+            index = desc.next;
+        }
+        Err(EINVAL)
+    }
+
+    fn indirect(
+        &self,
+        table: RawDesc,
+        regions: &[ModelRegion],
+        room: usize,
+        found: &mut Found,
+    ) -> Result {
+        if table.len % 16 != 0 {
+            return Err(EINVAL);
+        }
+        let pieces = translate(regions, table.addr, table.len, MAX_PIECES)?;
+        if table.len / 16 > 0x1_0000 {
+            return Err(E2BIG);
+        }
+        let mut bytes = pieces
+            .iter()
+            .flat_map(|&(user, len)| (0..len).map(move |i| user + i));
+        for _ in 0..table.len / 16 {
+            let mut raw = Vec::new();
+            for user in bytes.by_ref().take(16) {
+                // The C driver says `EINVAL` to memory that is not mapped here.
+                raw.extend(self.mem.get(user, 1).ok_or(EFAULT)?);
+            }
+            let desc = self.parse(&raw);
+            if desc.flags & INDIRECT != 0 {
+                return Err(EINVAL);
+            }
+            buffer(desc, regions, room, found)?;
+            if desc.flags & NEXT == 0 {
+                return Ok(());
+            }
+        }
+        Err(EINVAL)
+    }
+
+    /// Gives back the `count` chains that were taken last.
+    pub fn give_back(&mut self, count: usize) {
+        self.done.truncate(self.done.len() - count);
+        self.last_avail = self.last_avail.wrapping_sub(count as u16);
+    }
+
+    pub fn publish(&mut self) -> Result {
+        for (head, len) in std::mem::take(&mut self.done) {
+            let slot = u64::from(self.last_used) % u64::from(self.num);
+            let mut elem = Vec::new();
+            for value in [u32::from(head), len] {
+                match self.endian {
+                    Endian::Little => elem.extend(value.to_le_bytes()),
+                    Endian::Big => elem.extend(value.to_be_bytes()),
+                }
+            }
+            self.put(4 + 8 * slot, &elem)?;
+            self.last_used = self.last_used.wrapping_add(1);
+            // The index came around to where the driver was called last: that says nothing now.
+            if self.signalled == Some(self.last_used) {
+                self.signalled = None;
+            }
+        }
+        self.put_field(2, self.last_used)
+    }
+
+    pub fn wants_call(&mut self) -> Result<bool> {
+        if self.notify_on_empty && self.seen_avail == self.last_avail {
+            return Ok(true);
+        }
+        if !self.event_idx {
+            return Ok(self.field(self.avail)? & 1 == 0);
+        }
+        let Some(old) = self.signalled.replace(self.last_used) else {
+            return Ok(true);
+        };
+        let event = self.field(self.used_event())?;
+        // Whether the entry that the driver waits for is among those published since.
+        let mut index = old;
+        while index != self.last_used {
+            if index == event {
+                return Ok(true);
+            }
+            index = index.wrapping_add(1);
+        }
+        Ok(false)
+    }
+
+    pub fn disable_kicks(&mut self) -> Result {
+        if self.quiet {
+            return Ok(());
+        }
+        self.quiet = true;
+        if self.event_idx {
+            Ok(())
+        } else {
+            self.put_flags()
+        }
+    }
+
+    pub fn enable_kicks(&mut self) -> Result<bool> {
+        if !self.quiet {
+            return Ok(false);
+        }
+        self.quiet = false;
+        if self.event_idx {
+            self.put_field(4 + 8 * u64::from(self.num), self.seen_avail)?;
+        } else {
+            self.put_flags()?;
+        }
+        self.look()
+    }
+}
+
+/// Adds the buffer of a descriptor to what was found.
+fn buffer(desc: RawDesc, regions: &[ModelRegion], room: usize, found: &mut Found) -> Result {
+    let room = room - found.pieces.len();
+    let pieces = translate(regions, desc.addr, desc.len, room)?;
+    if desc.flags & WRITE != 0 {
+        found.writable += pieces.len();
+        if !pieces.is_empty() {
+            found.dirty.push((desc.addr, desc.len));
+        }
+    } else if found.writable > 0 {
+        return Err(EINVAL);
+    } else {
+        found.readable += pieces.len();
+    }
+    found.pieces.extend(pieces);
+    Ok(())
+}

@@ -1,0 +1,691 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A ring and its model, side by side.
+//!
+//! Each has its own copy of the same memory. Every step is done to both, and both must give the same
+//! result and leave the same bytes behind. [`Driver`] is a driver that keeps the rules.
+
+use crate::{
+    features::Features,
+    log::{DirtyList, DirtyLog},
+    mem::{Access, Event, Mem},
+    memtable::{GuestAddr, MemTable, Region, Segments},
+    model::{translate, Found, Model, ModelRegion, MAX_PIECES},
+    usermem::UserAddr,
+    vring::{Chain, Endian, Fault, RingAddrs, UsedLog, Vring},
+};
+use kernel::prelude::*;
+use proptest::{prop_assert, prop_assert_eq, test_runner::TestCaseError};
+use std::collections::{HashMap, VecDeque};
+
+/// What a step gives: an error ends the test.
+pub type Step<T = ()> = std::result::Result<T, TestCaseError>;
+
+/// Guest memory that is mapped.
+pub const SPAN: std::ops::Range<u64> = 0x1000..0x5000;
+/// The last bytes of the guest's address space, mapped.
+pub const HIGH: u64 = 0xffff_ffff_ffff_f000;
+/// Guest memory of more than 4 GiB that has no page behind it.
+pub const HUGE: u64 = 0x10_0000_0000;
+pub const HUGE_SIZE: u64 = 0x1_2000_0000;
+/// A guest address that no region has.
+pub const HOLE: u64 = 0x6000;
+
+const DESC: u64 = 0x5000_0000_0000;
+const AVAIL: u64 = 0x5100_0000_0000;
+const USED: u64 = 0x5200_0000_0000;
+const HUGE_USER: u64 = 0x5300_0000_0000;
+const HIGH_USER: u64 = 0x5400_0000_0000;
+const LOG: u64 = 0x6000_0000_0000;
+const LOG_SIZE: u64 = 0x1000;
+
+/// What a ring is like.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    pub num: u32,
+    pub big_endian: bool,
+    pub event_idx: bool,
+    pub notify_on_empty: bool,
+    /// Where [`SPAN`] is cut into regions.
+    pub cuts: Vec<u16>,
+    /// Moves the ring's parts, as far as they may move.
+    pub skew: u8,
+    /// The guest address of the used ring, for the log; below 112 MiB.
+    pub log_addr: u32,
+    /// The index of the first chain, and of the first used entry.
+    pub avail_base: u16,
+    pub used_base: u16,
+}
+
+impl Layout {
+    pub fn endian(&self) -> Endian {
+        if self.big_endian {
+            Endian::Big
+        } else {
+            Endian::Little
+        }
+    }
+
+    pub fn desc(&self) -> u64 {
+        DESC + u64::from(self.skew) * 16
+    }
+
+    pub fn avail(&self) -> u64 {
+        AVAIL + u64::from(self.skew) * 2
+    }
+
+    pub fn used(&self) -> u64 {
+        USED + u64::from(self.skew) * 4
+    }
+
+    pub fn log(&self) -> u64 {
+        LOG + u64::from(self.skew)
+    }
+
+    pub fn used_size(&self) -> u64 {
+        4 + 8 * u64::from(self.num) + if self.event_idx { 2 } else { 0 }
+    }
+
+    pub fn addrs(&self) -> RingAddrs {
+        RingAddrs {
+            desc: UserAddr::new(self.desc()),
+            avail: UserAddr::new(self.avail()),
+            used: UserAddr::new(self.used()),
+        }
+    }
+
+    pub fn features(&self) -> Features {
+        let mut bits = vec![Features::INDIRECT_DESC];
+        if self.event_idx {
+            bits.push(Features::EVENT_IDX);
+        }
+        if self.notify_on_empty {
+            bits.push(Features::NOTIFY_ON_EMPTY);
+        }
+        Features::of(&bits)
+    }
+
+    /// The regions of guest memory, not in order.
+    pub fn regions(&self) -> Vec<ModelRegion> {
+        let mut cuts: Vec<u64> = self
+            .cuts
+            .iter()
+            .map(|&cut| SPAN.start + u64::from(cut))
+            .filter(|cut| SPAN.contains(cut))
+            .chain([SPAN.start, SPAN.end])
+            .collect();
+        cuts.sort_unstable();
+        cuts.dedup();
+
+        let mut regions = vec![
+            ModelRegion {
+                guest: HUGE,
+                size: u128::from(HUGE_SIZE),
+                user: HUGE_USER,
+            },
+            ModelRegion {
+                guest: HIGH,
+                size: 0x1000,
+                user: HIGH_USER,
+            },
+        ];
+        for (i, ends) in cuts.windows(2).enumerate() {
+            regions.push(ModelRegion {
+                guest: ends[0],
+                size: u128::from(ends[1] - ends[0]),
+                user: ((i as u64 + 1) << 32) + 0x777,
+            });
+        }
+        let count = regions.len();
+        regions.rotate_left(usize::from(self.skew) % count);
+        regions
+    }
+
+    fn memory(&self) -> Mem {
+        let mem = Mem::new();
+        let num = u64::from(self.num);
+        let event = if self.event_idx { 2 } else { 0 };
+        mem.add(self.desc(), 16 * num, Access::Read);
+        mem.add(self.avail(), 4 + 2 * num + event, Access::Read);
+        mem.add(self.used(), self.used_size(), Access::ReadWrite);
+        mem.add(LOG, LOG_SIZE, Access::ReadWrite);
+        for region in self.regions() {
+            let access = if region.guest == HUGE {
+                Access::Unmapped
+            } else {
+                Access::Read
+            };
+            mem.add(region.user, region.size as u64, access);
+        }
+        mem.put_u16(self.avail() + 2, self.avail_base, self.endian());
+        mem.put_u16(self.used() + 2, self.used_base, self.endian());
+        mem
+    }
+
+    /// The memory table of these regions.
+    pub fn table(&self) -> MemTable {
+        table(&self.regions())
+    }
+
+    /// A ring set up on `mem`.
+    pub fn ring(&self, mem: Mem, base: u16) -> Vring<Mem> {
+        let mut ring = Vring::new(mem).unwrap();
+        self.set_up(&mut ring, base);
+        ring
+    }
+
+    /// Sets a ring up that is new or reset.
+    pub fn set_up(&self, ring: &mut Vring<Mem>, base: u16) {
+        ring.set_num(self.num).unwrap();
+        ring.set_features(self.features());
+        ring.set_addrs(self.addrs());
+        ring.set_base(base);
+        ring.start(self.endian()).unwrap();
+    }
+}
+
+/// The memory table of `regions`, whose sizes fit 64 bits.
+pub fn table(regions: &[ModelRegion]) -> MemTable {
+    MemTable::new(regions.iter().map(|region| Region {
+        guest: GuestAddr::new(region.guest),
+        size: region.size as u64,
+        user: UserAddr::new(region.user),
+    }))
+    .unwrap()
+}
+
+/// A ring and its model.
+pub struct Pair {
+    pub layout: Layout,
+    pub regions: Vec<ModelRegion>,
+    pub mem: Mem,
+    pub ring: Vring<Mem>,
+    pub model: Model,
+    pub table: MemTable,
+    pub out: Segments,
+    pub dirty: DirtyList,
+    /// Chains in the order they were completed, with the bytes written.
+    pub completed: VecDeque<(u16, u32)>,
+    /// The most reads, and bytes read, that one chain took.
+    pub most_reads: (u64, u64),
+}
+
+impl Pair {
+    pub fn new(layout: Layout) -> Self {
+        let mem = layout.memory();
+        let mut model = Model {
+            mem: layout.memory(),
+            num: layout.num,
+            desc: layout.desc(),
+            avail: layout.avail(),
+            used: layout.used(),
+            endian: layout.endian(),
+            event_idx: layout.event_idx,
+            notify_on_empty: layout.notify_on_empty,
+            log: None,
+            last_avail: layout.avail_base,
+            seen_avail: layout.avail_base,
+            last_used: 0,
+            quiet: false,
+            signalled: None,
+            done: Vec::new(),
+            logged: false,
+        };
+        model.start().unwrap();
+        Self {
+            regions: layout.regions(),
+            ring: layout.ring(mem.clone(), layout.avail_base),
+            model,
+            table: layout.table(),
+            out: Segments::new().unwrap(),
+            dirty: DirtyList::new().unwrap(),
+            completed: VecDeque::new(),
+            most_reads: (0, 0),
+            mem,
+            layout,
+        }
+    }
+
+    /// The driver's or the VMM's write.
+    pub fn put(&mut self, addr: u64, bytes: &[u8]) {
+        self.mem.put(addr, bytes);
+        self.model.mem.put(addr, bytes);
+    }
+
+    pub fn put_u16(&mut self, addr: u64, value: u16) {
+        self.put(addr, &crate::mem::bytes_of_u16(value, self.layout.endian()));
+    }
+
+    /// The driver's write to guest memory, over the regions it falls into.
+    pub fn put_guest(&mut self, guest: u64, bytes: &[u8]) {
+        let pieces = translate(&self.regions, guest, bytes.len() as u32, usize::MAX).unwrap();
+        let mut bytes = bytes;
+        for (user, len) in pieces {
+            let (now, later) = bytes.split_at(len as usize);
+            self.put(user, now);
+            bytes = later;
+        }
+    }
+
+    /// A descriptor as the ring has it.
+    pub fn desc(&self, addr: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
+        raw_desc(self.layout.endian(), addr, len, flags, next)
+    }
+
+    /// Where the driver's number of the last entry that it wants to be called for is.
+    pub fn used_event(&self) -> Option<u64> {
+        let at = self.layout.avail() + 4 + 2 * u64::from(self.layout.num);
+        self.layout.event_idx.then_some(at)
+    }
+
+    /// Takes up to `written.len()` chains, and completes them or gives them back. Returns what was
+    /// found, and the error if there was one.
+    pub fn take(&mut self, written: &[u32], complete: bool) -> Step<(Vec<Found>, Option<Error>)> {
+        self.out.clear();
+        self.dirty.clear();
+        let mut found = Vec::new();
+        let mut error = None;
+        let mut take = self.ring.take();
+        self.mem.reads();
+        self.mem.events();
+
+        for &len in written {
+            let had = (self.out.len(), self.dirty.as_slice().len());
+            let got = take.next_chain(&self.table, &mut self.out, Some(&mut self.dirty));
+            let (reads, bytes) = self.mem.reads();
+            self.most_reads.0 = self.most_reads.0.max(reads);
+            self.most_reads.1 = self.most_reads.1.max(bytes);
+            let want = self.model.take(&self.regions, MAX_PIECES - had.0);
+            let got = match (got, want) {
+                (Ok(None), Ok(None)) => break,
+                (Ok(Some(got)), Ok(Some(want))) => {
+                    prop_assert_eq!(flatten(got, &self.out, &self.dirty, had), want.clone());
+                    want
+                }
+                (Err(Fault { error: got, why }), Err(want)) => {
+                    prop_assert_eq!(got, want, "{}", why);
+                    error = Some(got);
+                    break;
+                }
+                (got, want) => {
+                    prop_assert!(false, "got {:?}, not {:?}", got, want);
+                    break;
+                }
+            };
+            take.set_written(len);
+            self.model.done.last_mut().unwrap().1 = len;
+            if len % 4 == 0 {
+                prop_assert_eq!(take.is_last(), self.model.is_empty());
+            }
+            found.push((got, len));
+        }
+
+        prop_assert_eq!(usize::from(take.chains()), found.len());
+        // What is read behind a look at the index, is read after a read barrier.
+        let idx = self.layout.avail() + 2;
+        let mut fresh = false;
+        for event in self.mem.events() {
+            match event {
+                Event::Read { addr, .. } if addr == idx => fresh = true,
+                Event::Read { .. } => prop_assert!(!fresh, "an entry before the index"),
+                Event::ReadBarrier => fresh = false,
+                other => prop_assert!(false, "{:?}", other),
+            }
+        }
+        if complete {
+            take.complete();
+            self.completed
+                .extend(found.iter().map(|(found, len)| (found.head, *len)));
+        } else {
+            drop(take);
+            self.model.give_back(found.len());
+        }
+        self.check()?;
+        Ok((found.into_iter().map(|(found, _)| found).collect(), error))
+    }
+
+    pub fn publish(&mut self) -> Step {
+        self.mem.events();
+        let got = self.ring.publish();
+        prop_assert_eq!(got.map_err(|fault| fault.error), self.model.publish());
+        self.check_publish_order()?;
+        self.check()
+    }
+
+    /// All entries, then a write barrier, then the index; a barrier before each mark in the log.
+    fn check_publish_order(&mut self) -> Step {
+        let idx = self.layout.used() + 2;
+        let mut ordered = false;
+        for event in self.mem.events() {
+            match event {
+                Event::Write { addr, .. } => {
+                    prop_assert!(addr != idx || ordered, "the index before the entries");
+                    ordered = false;
+                }
+                Event::SetBits { .. } => prop_assert!(ordered, "the log before the write"),
+                Event::WriteBarrier => ordered = true,
+                Event::Read { .. } => prop_assert!(false, "a read"),
+                Event::ReadBarrier | Event::FullBarrier => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub fn wants_call(&mut self) -> Step {
+        self.mem.events();
+        let got = self.ring.wants_call();
+        prop_assert_eq!(
+            got.map_err(|fault| fault.error),
+            self.model.wants_call(),
+            "a call"
+        );
+        prop_assert_eq!(self.mem.events()[0], Event::FullBarrier);
+        self.check()
+    }
+
+    pub fn disable_kicks(&mut self) -> Step {
+        let got = self.ring.disable_kicks();
+        prop_assert_eq!(got.map_err(|f| f.error), self.model.disable_kicks());
+        self.check()
+    }
+
+    pub fn enable_kicks(&mut self) -> Step {
+        self.mem.events();
+        let got = self.ring.enable_kicks();
+        prop_assert_eq!(
+            got.map_err(|fault| fault.error),
+            self.model.enable_kicks(),
+            "a kick"
+        );
+        // The last write and the read after it have a full barrier between them.
+        let events = self.mem.events();
+        let last_write = events
+            .iter()
+            .rposition(|event| matches!(event, Event::Write { .. }));
+        let read = events
+            .iter()
+            .position(|event| matches!(event, Event::Read { .. }));
+        if let (Some(write), Some(read)) = (last_write, read) {
+            prop_assert!(write < read, "the index was read too early");
+            prop_assert!(events[write..read].contains(&Event::FullBarrier));
+        }
+        self.check()
+    }
+
+    pub fn is_empty(&mut self) -> Step {
+        prop_assert_eq!(self.ring.is_empty(), self.model.is_empty(), "empty");
+        self.check()
+    }
+
+    pub fn set_log(&mut self, on: bool) -> Step {
+        let (base, guest) = (self.layout.log(), u64::from(self.layout.log_addr));
+        self.model.log = on.then_some((base, guest));
+        self.ring.set_used_log(on.then_some(UsedLog {
+            log: DirtyLog::new(UserAddr::new(base)),
+            addr: GuestAddr::new(guest),
+        }));
+        self.check()
+    }
+
+    pub fn logged(&mut self) -> Step {
+        prop_assert_eq!(self.ring.logged(), self.model.logged, "logged");
+        self.model.logged = false;
+        prop_assert!(!self.ring.logged());
+        Ok(())
+    }
+
+    /// Stops the ring, and starts it again or another in its place where it stood.
+    pub fn resume(&mut self, another: bool) -> Step {
+        let base = self.ring.base();
+        self.ring.set_used_log(None);
+        self.model.log = None;
+        if another {
+            self.ring = self.layout.ring(self.mem.clone(), base);
+        } else {
+            self.ring.reset();
+            self.layout.set_up(&mut self.ring, base);
+        }
+        self.model.seen_avail = base;
+        self.model.quiet = false;
+        prop_assert_eq!(self.model.start(), Ok(()));
+        self.model.logged = false;
+        self.check()
+    }
+
+    /// What must hold at all times.
+    pub fn check(&mut self) -> Step {
+        prop_assert_eq!(self.mem.violations(), vec![]);
+        let same = |addr, len| self.mem.get(addr, len) == self.model.mem.get(addr, len);
+        prop_assert!(
+            same(self.layout.used(), self.layout.used_size()),
+            "the used rings differ"
+        );
+        prop_assert!(same(LOG, LOG_SIZE), "the logs differ");
+        prop_assert_eq!(self.ring.base(), self.model.last_avail);
+        prop_assert_eq!(self.ring.unpublished(), self.model.done.len());
+        Ok(())
+    }
+}
+
+/// A chain, its segments and its dirty ranges, as the model has them.
+fn flatten(chain: Chain, out: &Segments, dirty: &DirtyList, had: (usize, usize)) -> Found {
+    Found {
+        head: chain.head,
+        readable: chain.readable,
+        writable: chain.writable,
+        pieces: out
+            .from(had.0)
+            .iter()
+            .map(|segment| (segment.addr().get(), segment.len() as u64))
+            .collect(),
+        dirty: dirty.as_slice()[had.1..]
+            .iter()
+            .map(|dirty| (dirty.addr.get(), dirty.len as u32))
+            .collect(),
+    }
+}
+
+pub fn raw_desc(endian: Endian, addr: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
+    let mut raw = [0; 16];
+    let (a, l, f, n) = match endian {
+        Endian::Little => (
+            addr.to_le_bytes(),
+            len.to_le_bytes(),
+            flags.to_le_bytes(),
+            next.to_le_bytes(),
+        ),
+        Endian::Big => (
+            addr.to_be_bytes(),
+            len.to_be_bytes(),
+            flags.to_be_bytes(),
+            next.to_be_bytes(),
+        ),
+    };
+    raw[..8].copy_from_slice(&a);
+    raw[8..12].copy_from_slice(&l);
+    raw[12..14].copy_from_slice(&f);
+    raw[14..].copy_from_slice(&n);
+    raw
+}
+
+pub const F_NEXT: u16 = 1;
+pub const F_WRITE: u16 = 2;
+pub const F_INDIRECT: u16 = 4;
+
+/// What a driver's chain is like.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// A number that says where, and the length, of each buffer; at least one.
+    pub buffers: Vec<(u16, u16)>,
+    /// How many of them the device may read; the others it may write.
+    pub readable: usize,
+    /// How many buffers follow each other in one indirect table, or directly where it is zero.
+    pub tables: Vec<usize>,
+}
+
+/// A chain that the driver made available.
+#[derive(Clone, Debug)]
+struct Made {
+    buffers: Vec<(u64, u32, bool)>,
+    descs: Vec<u16>,
+    slots: Vec<usize>,
+}
+
+/// A driver that keeps the rules.
+pub struct Driver {
+    free: Vec<u16>,
+    /// Places for indirect tables that are free.
+    slots: Vec<usize>,
+    /// By the first descriptor of the chain.
+    made: HashMap<u16, Made>,
+    /// The heads in the order they were made available, which the device has not taken.
+    queue: VecDeque<u16>,
+    next_avail: u16,
+    last_used: u16,
+}
+
+const SLOT: u64 = 0x200;
+const SLOTS: u64 = 16;
+const SLOT_DESCS: usize = 31;
+
+impl Driver {
+    pub fn new(layout: &Layout) -> Self {
+        // Not in order: 5 shares no factor with a power of two.
+        let free = (0..layout.num)
+            .map(|i| (i.wrapping_mul(5).wrapping_add(u32::from(layout.skew)) % layout.num) as u16)
+            .collect();
+        Self {
+            free,
+            slots: (0..SLOTS as usize).collect(),
+            made: HashMap::new(),
+            queue: VecDeque::new(),
+            next_avail: layout.avail_base,
+            last_used: layout.used_base,
+        }
+    }
+
+    /// How many chains are with the device.
+    pub fn in_flight(&self) -> usize {
+        self.made.len()
+    }
+
+    /// Writes a chain, unless there is no room for it. [`Self::expose`] makes it available.
+    pub fn add(&mut self, pair: &mut Pair, shape: &Shape) -> bool {
+        // Group the buffers: one direct descriptor, or one table.
+        let mut buffers = Vec::new();
+        for (i, &(seed, len)) in shape.buffers.iter().enumerate() {
+            let len = u64::from(len) % 0x1800;
+            let room = SPAN.end - SPAN.start - len;
+            let addr = if seed % 16 == 0 && len > 0 && len <= 0x1000 {
+                0u64.wrapping_sub(len)
+            } else {
+                SPAN.start + u64::from(seed) * 7 % (room + 1)
+            };
+            buffers.push((addr, len as u32, i >= shape.readable));
+        }
+        let mut groups = Vec::new();
+        let mut rest = buffers.as_slice();
+        let mut tables = shape.tables.iter();
+        while !rest.is_empty() {
+            let count = tables.next().copied().unwrap_or(0).min(SLOT_DESCS);
+            let (group, others) = rest.split_at(count.max(1).min(rest.len()));
+            groups.push((count > 0, group));
+            rest = others;
+        }
+        let wanted = groups.iter().filter(|(indirect, _)| *indirect).count();
+        if groups.len() > self.free.len() || wanted > self.slots.len() {
+            return false;
+        }
+
+        let descs = self.free.split_off(self.free.len() - groups.len());
+        let slots = self.slots.split_off(self.slots.len() - wanted);
+        let mut free_slots = slots.iter();
+        for (i, (indirect, group)) in groups.iter().enumerate() {
+            let (next, more) = match descs.get(i + 1) {
+                Some(next) => (*next, F_NEXT),
+                None => (0xdead, 0),
+            };
+            let raw = if *indirect {
+                let addr = SPAN.end - SLOTS * SLOT + *free_slots.next().unwrap() as u64 * SLOT + 3;
+                let mut table = Vec::new();
+                for (j, &(addr, len, write)) in group.iter().enumerate() {
+                    let more = if j + 1 < group.len() { F_NEXT } else { 0 };
+                    let write = if write { F_WRITE } else { 0 };
+                    table.extend(pair.desc(addr, len, more | write, j as u16 + 1));
+                }
+                pair.put_guest(addr, &table);
+                pair.desc(addr, table.len() as u32, F_INDIRECT | more, next)
+            } else {
+                let (addr, len, write) = group[0];
+                let write = if write { F_WRITE } else { 0 };
+                pair.desc(addr, len, write | more, next)
+            };
+            pair.put(pair.layout.desc() + 16 * u64::from(descs[i]), &raw);
+        }
+
+        let head = descs[0];
+        let slot = u64::from(self.next_avail) % u64::from(pair.layout.num);
+        pair.put_u16(pair.layout.avail() + 4 + 2 * slot, head);
+        self.next_avail = self.next_avail.wrapping_add(1);
+        self.queue.push_back(head);
+        let made = Made {
+            buffers,
+            descs,
+            slots,
+        };
+        assert!(self.made.insert(head, made).is_none());
+        true
+    }
+
+    /// Makes available what was added.
+    pub fn expose(&mut self, pair: &mut Pair) {
+        pair.put_u16(pair.layout.avail() + 2, self.next_avail);
+    }
+
+    /// Checks the chains that the device took against what was added. `completed` says that they
+    /// won't be taken again.
+    pub fn check_taken(&mut self, pair: &Pair, found: &[Found], completed: bool) -> Step {
+        for (i, found) in found.iter().enumerate() {
+            prop_assert_eq!(Some(&found.head), self.queue.get(i));
+            let made = &self.made[&found.head];
+            let mut pieces = [Vec::new(), Vec::new()];
+            for &(addr, len, write) in &made.buffers {
+                let these = translate(&pair.regions, addr, len, MAX_PIECES).unwrap();
+                pieces[usize::from(write)].extend(these);
+            }
+            prop_assert_eq!(
+                (found.readable, found.writable),
+                (pieces[0].len(), pieces[1].len())
+            );
+            prop_assert_eq!(&found.pieces, &pieces.concat());
+        }
+        if completed {
+            self.queue.drain(..found.len());
+        }
+        Ok(())
+    }
+
+    /// Takes back what the device published.
+    pub fn reap(&mut self, pair: &mut Pair) -> Step {
+        let (used, endian) = (pair.layout.used(), pair.layout.endian());
+        let idx = pair.mem.get_u16(used + 2, endian);
+        while self.last_used != idx {
+            let slot = u64::from(self.last_used) % u64::from(pair.layout.num);
+            let id = pair.mem.get_u32(used + 4 + 8 * slot, endian);
+            let len = pair.mem.get_u32(used + 8 + 8 * slot, endian);
+            prop_assert_eq!(
+                pair.completed
+                    .pop_front()
+                    .map(|(head, len)| (u32::from(head), len)),
+                Some((id, len))
+            );
+            let made = self.made.remove(&(id as u16));
+            prop_assert!(made.is_some(), "chain {} was completed twice", id);
+            let made = made.unwrap();
+            self.free.extend(made.descs);
+            self.slots.extend(made.slots);
+            self.last_used = self.last_used.wrapping_add(1);
+        }
+        Ok(())
+    }
+}

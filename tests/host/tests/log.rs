@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The dirty log, against a bit for each page.
+
+use kernel::prelude::*;
+use proptest::{collection::vec, prelude::*};
+use vhost_net_host_tests::{
+    config,
+    log::{Dirty, DirtyList, DirtyLog, PAGE_SIZE},
+    mem::{Access, Mem, USER_END},
+    memtable::{GuestAddr, MAX_SEGMENTS},
+    model,
+    usermem::{UserAddr, UserMemory},
+};
+
+const AREA: u64 = 0x7000_0000;
+const AREA_SIZE: u64 = 256;
+
+/// The C driver's `log_access_ok()`, said anew: whether the log of `len` bytes from `addr` is in
+/// user space, the byte of the first page and so many more as whole 32 KiB fit.
+fn c_access_ok(base: u64, addr: u64, len: u64) -> bool {
+    let start = u128::from(base) + u128::from(addr / 0x8000);
+    let size = (u128::from(len) + 0x7fff) / 0x8000;
+    start <= u128::from(u64::MAX) && start + size <= u128::from(USER_END)
+}
+
+fn log(base: u64) -> DirtyLog {
+    DirtyLog::new(UserAddr::new(base))
+}
+
+proptest! {
+    #![proptest_config(config(6000))]
+
+    #[test]
+    fn sets_the_bit_of_each_page(
+        skew in 0..32u64,
+        noise in vec(any::<u8>(), AREA_SIZE as usize),
+        ranges in vec((0..1500u64, 0..4096u64, prop_oneof![0..3u64, 0..0x30_0000u64]), 1..6),
+    ) {
+        let (mem, want) = (Mem::new(), Mem::new());
+        for mem in [&mem, &want] {
+            mem.add(AREA, AREA_SIZE, Access::ReadWrite);
+            mem.put(AREA, &noise);
+        }
+        let base = AREA + skew;
+        for (page, offset, len) in ranges {
+            // The log ends 16 bytes before the area.
+            let pages = (AREA_SIZE - 32 - 16) * 8;
+            let addr = (page % pages) * PAGE_SIZE + offset;
+            let len = len.min(pages * PAGE_SIZE - addr);
+            prop_assert_eq!(log(base).mark(&mem, GuestAddr::new(addr), len), Ok(()));
+            model::mark(&want, base, addr, len);
+            prop_assert_eq!(mem.get(AREA, AREA_SIZE), want.get(AREA, AREA_SIZE));
+        }
+        prop_assert_eq!(mem.violations(), vec![]);
+    }
+
+    #[test]
+    fn stops_where_the_log_is_not_mapped(skew in 0..8u64, page in 0..700u64, pages in 1..200u64) {
+        let (mem, want) = (Mem::new(), Mem::new());
+        mem.add(AREA, 64, Access::ReadWrite);
+        mem.add(AREA + 64, 64, Access::Unmapped);
+        want.add(AREA, 128, Access::ReadWrite);
+        let base = AREA + skew;
+        let page = page.min(900 - pages);
+        let got = log(base).mark(&mem, GuestAddr::new(page * PAGE_SIZE), pages * PAGE_SIZE);
+        model::mark(&want, base, page * PAGE_SIZE, pages * PAGE_SIZE);
+        let fits = skew * 8 + page + pages <= 64 * 8;
+        prop_assert_eq!(got, if fits { Ok(()) } else { Err(EFAULT) });
+        // All that is mapped is marked.
+        prop_assert_eq!(mem.get(AREA, 64), want.get(AREA, 64));
+        prop_assert_eq!(mem.violations(), vec![]);
+    }
+
+    #[test]
+    fn never_panics_and_never_goes_far(
+        base in any::<u64>(),
+        addr in prop_oneof![any::<u64>(), 0..0x10_0000u64, u64::MAX - 0x10_0000..=u64::MAX],
+        len in prop_oneof![0..0x10_0000u64, Just(u64::MAX), any::<u64>()],
+    ) {
+        // Nothing is mapped: the first word fails.
+        let mem = Mem::new();
+        let got = log(base).mark(&mem, GuestAddr::new(addr), len);
+        prop_assert_eq!(got, if len == 0 { Ok(()) } else { Err(EFAULT) });
+        prop_assert!(mem.events().len() <= 1);
+        let _ = log(base).access_ok(&mem, GuestAddr::new(addr), len);
+    }
+
+    #[test]
+    fn access_ok_as_in_c(
+        base in prop_oneof![any::<u64>(), 0..USER_END, USER_END - 0x1000..USER_END + 0x1000],
+        addr in prop_oneof![any::<u64>(), 0..0x4000_0000u64, Just(0)],
+        len in prop_oneof![any::<u64>(), 0..0x800_0000u64, 0..0x1_0001u64],
+    ) {
+        let got = log(base).access_ok(&Mem::new(), GuestAddr::new(addr), len);
+        prop_assert_eq!(got, c_access_ok(base, addr, len));
+    }
+
+    #[test]
+    fn access_ok_at_its_edge(pages in 0..64u64, more in 0..4096u64, at in 0..64u64, edge in 0..4u64) {
+        let (addr, len) = (at * 0x8000, pages * PAGE_SIZE + more);
+        let size = (len + 0x7fff) / 0x8000;
+        let base = (USER_END + 1 + 1 - edge).wrapping_sub(size + at);
+        let got = log(base).access_ok(&Mem::new(), GuestAddr::new(addr), len);
+        prop_assert_eq!(got, edge >= 2);
+    }
+}
+
+#[test]
+fn the_last_page_of_all() {
+    // Its bit is in a byte 2^49 behind the base.
+    let mem = Mem::new();
+    let base = 0x1000;
+    let last = base + (1 << 49) - 1;
+    mem.add(last - 7, 8, Access::ReadWrite);
+    let addr = GuestAddr::new(u64::MAX);
+    assert_eq!(log(base).mark(&mem, addr, 1), Ok(()));
+    assert_eq!(mem.get(last - 7, 8).unwrap(), [0, 0, 0, 0, 0, 0, 0, 0x80]);
+    assert_eq!(log(base).mark(&mem, addr, 2), Err(EFAULT));
+    assert_eq!(
+        log(base).mark(&mem, GuestAddr::new(2), u64::MAX),
+        Err(EFAULT)
+    );
+    assert_eq!(mem.get(last - 7, 8).unwrap(), [0, 0, 0, 0, 0, 0, 0, 0x80]);
+    assert_eq!(mem.violations(), []);
+}
+
+#[test]
+fn a_log_does_not_go_around_the_address_space() {
+    let mem = Mem::new();
+    mem.add(0, 64, Access::ReadWrite);
+    mem.add(u64::MAX - 63, 63, Access::ReadWrite);
+    assert_eq!(
+        log(u64::MAX).mark(&mem, GuestAddr::new(0x8_0000), 1),
+        Err(EFAULT)
+    );
+    assert_eq!(mem.get(0, 64).unwrap(), vec![0; 64]);
+    assert!(!log(u64::MAX).access_ok(&mem, GuestAddr::new(0x8_0000), 1));
+}
+
+#[test]
+fn a_list_holds_1024_ranges() {
+    let mut list = DirtyList::new().unwrap();
+    let range = |i: usize| Dirty {
+        addr: GuestAddr::new(i as u64),
+        len: 1,
+    };
+    for i in 0..MAX_SEGMENTS {
+        assert_eq!(list.push(range(i)), Ok(()));
+    }
+    assert_eq!(list.push(range(0)), Err(ENOBUFS));
+    assert_eq!(list.as_slice().len(), MAX_SEGMENTS);
+    assert_eq!(list.as_slice()[1023], range(1023));
+    list.clear();
+    assert_eq!(list.push(range(7)), Ok(()));
+    assert_eq!(list.as_slice(), [range(7)]);
+    assert!(Mem::new().access_ok(UserAddr::new(0), 1));
+}
