@@ -64,6 +64,9 @@ impl Features {
 
     /// Whether every bit of `self` is in `other` too.
     pub fn is_subset_of(&self, other: &Self) -> bool {
-        self.0.iter().zip(other.0).all(|(ours, theirs)| ours & !theirs == 0)
+        self.0
+            .iter()
+            .zip(other.0)
+            .all(|(ours, theirs)| ours & !theirs == 0)
     }
 }

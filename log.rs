@@ -3,9 +3,9 @@
 //! The dirty-page log.
 //!
 //! While a guest migrates, its VMM must learn which pages the device wrote. The log is a bitmap in
-//! the VMM's memory, a bit for each 4 KiB page of guest physical memory (`VHOST_SET_LOG_BASE`); the
-//! queues mark in it what they wrote. A bit must never be visible before the data that it stands
-//! for, and no bit outside the range that the caller names may change.
+//! the VMM's memory, a bit for each 4 KiB page of guest physical memory (`VHOST_SET_LOG_BASE`);
+//! the queues mark in it what they wrote. A bit must never be visible before the data that it
+//! stands for, and no bit outside the range that the caller names may change.
 
 #![forbid(unsafe_code)]
 

@@ -2,10 +2,10 @@
 
 //! The memory table: guest addresses to user addresses.
 //!
-//! The owner describes guest memory as regions (`VHOST_SET_MEM_TABLE`); the ring code asks the table
-//! for the user memory behind every buffer that a guest names. A table is built once, never changed,
-//! and shared by the queues; a new one takes its place. What may never happen here: a translation
-//! that reaches a byte that no region covers.
+//! The owner describes guest memory as regions (`VHOST_SET_MEM_TABLE`); the ring code asks the
+//! table for the user memory behind every buffer that a guest names. A table is built once, never
+//! changed, and shared by the queues; a new one takes its place. What may never happen here: a
+//! translation that reaches a byte that no region covers.
 
 #![forbid(unsafe_code)]
 

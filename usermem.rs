@@ -111,9 +111,7 @@ pub fn write_at(
             continue;
         }
         let rest = segment.skip(offset);
-        let (now, later) = buf
-            .split_at_checked(rest.len())
-            .unwrap_or((buf, &[]));
+        let (now, later) = buf.split_at_checked(rest.len()).unwrap_or((buf, &[]));
         mem.write(rest.addr(), now)?;
         buf = later;
         offset = 0;

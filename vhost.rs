@@ -2,13 +2,13 @@
 
 //! The generic vhost device.
 //!
-//! A [`Device`] has an owner, a worker thread and queues. User space sets it up through ioctls; the
-//! worker then runs a queue when its driver kicks or its backend gets ready. What the device is, a
-//! [`Driver`] says: nothing here knows of networking.
+//! A [`Device`] has an owner, a worker thread and queues. User space sets it up through ioctls;
+//! the worker then runs a queue when its driver kicks or its backend gets ready. What the device
+//! is, a [`Driver`] says: nothing here knows of networking.
 //!
 //! Lock order: the device's state, then its queues by their index. All that the worker touches is
-//! under its queue's mutex. The worker is never stopped, and never waited for, under the mutex of a
-//! queue.
+//! under its queue's mutex. The worker is never stopped, and never waited for, under the mutex of
+//! a queue.
 
 #![forbid(unsafe_code)]
 
@@ -553,8 +553,8 @@ impl<D: Driver> Queue<D> {
             avail: UserAddr::new(addr.avail_user_addr),
             used: UserAddr::new(addr.used_user_addr),
         };
-        let used_log = (addr.flags & uapi::VRING_F_LOG != 0)
-            .then_some(GuestAddr::new(addr.log_guest_addr));
+        let used_log =
+            (addr.flags & uapi::VRING_F_LOG != 0).then_some(GuestAddr::new(addr.log_guest_addr));
         // If the queue does not run, its size may not be known yet: it is checked when it starts.
         if self.is_running()
             && !(self.ring.access_ok(addrs) && self.used_log_access_ok(self.log, used_log))
@@ -745,7 +745,8 @@ impl<D: Driver> Device<D> {
 
     /// Makes the device as good as new, but for a memory table, which is empty then.
     ///
-    /// Fails with [`EPERM`] unless the current task shares the owner's memory, and with [`ENOMEM`].
+    /// Fails with [`EPERM`] unless the current task shares the owner's memory, and with
+    /// [`ENOMEM`].
     pub fn reset_owner(&self) -> Result {
         let mut state = self.state.lock();
         state.check_owner()?;
@@ -776,16 +777,12 @@ impl<D: Driver> Device<D> {
         self.readers.notify_all();
     }
 
-    /// Sets the features that the driver of each queue accepted. `f` does what the device has to do
-    /// for it.
+    /// Sets the features that the driver of each queue accepted. `f` does what the device has to
+    /// do for it.
     ///
-    /// Fails with [`EFAULT`] if writes to guest memory are to be logged, and the log is not in user
-    /// space.
-    pub fn set_features(
-        &self,
-        features: Features,
-        mut f: impl FnMut(&mut Queue<D>),
-    ) -> Result {
+    /// Fails with [`EFAULT`] if writes to guest memory are to be logged, and the log is not in
+    /// user space.
+    pub fn set_features(&self, features: Features, mut f: impl FnMut(&mut Queue<D>)) -> Result {
         let state = self.state.lock();
         if features.has(Features::LOG_ALL) && !self.mem_access_ok(state.mem.as_ref(), true) {
             return Err(EFAULT);
@@ -923,8 +920,8 @@ impl<D: Driver> Device<D> {
 
     /// Reads a message from the device.
     ///
-    /// Returns 0 if `to` is too short for one. Fails with [`EAGAIN`] if there is none and `nonblock`
-    /// is set, and with [`EBADFD`] if there will be none, for there is no IOTLB.
+    /// Returns 0 if `to` is too short for one. Fails with [`EAGAIN`] if there is none and
+    /// `nonblock` is set, and with [`EBADFD`] if there will be none, for there is no IOTLB.
     pub fn read(&self, to: &mut IovIterDest<'_>, nonblock: bool) -> Result<usize> {
         if to.len() < uapi::MSG_SIZE {
             return Ok(0);
@@ -1001,7 +998,8 @@ impl FeaturesArg {
             .offset((index as usize).wrapping_mul(size_of::<u64>()))
     }
 
-    /// Writes `features`, as many words as there is room for, and zeroes into the rest of the room.
+    /// Writes `features`, as many words as there is room for, and zeroes into the rest of the
+    /// room.
     ///
     /// Fails with [`EFAULT`].
     pub fn write(&self, features: Features) -> Result {

@@ -3,8 +3,8 @@
 //! The net device: packets between a guest's virtqueues and a tap or a packet socket.
 //!
 //! Queue 0 receives (virtio 1.3, section 5.1.2), queue 1 transmits. Each has a backend of its own,
-//! which for a guest is the same one. A turn moves packets until there are no more, or until it has
-//! moved so many that the other queue must have its turn.
+//! which for a guest is the same one. A turn moves packets until there are no more, or until it
+//! has moved so many that the other queue must have its turn.
 
 #![forbid(unsafe_code)]
 
@@ -95,8 +95,8 @@ const BYTE_WEIGHT: usize = 0x80000;
 /// The driver gets its buffers back after so many.
 const BATCH: usize = 64;
 
-/// `struct virtio_net_hdr` (virtio 1.3, section 5.1.6), as legacy drivers without mergeable buffers
-/// know it.
+/// `struct virtio_net_hdr` (virtio 1.3, section 5.1.6), as legacy drivers without mergeable
+/// buffers know it.
 mod header {
     /// Its size, and that with the number of buffers at its end.
     pub(super) const LEN: usize = 10;
@@ -104,7 +104,8 @@ mod header {
     /// Where the number of buffers is.
     pub(super) const NUM_BUFFERS: usize = 10;
 
-    /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`: the checksum at `csum_start + csum_offset` is to be computed.
+    /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`: the checksum at `csum_start + csum_offset` is to be
+    /// computed.
     pub(super) const F_NEEDS_CSUM: u8 = 1;
 }
 
@@ -468,9 +469,9 @@ fn log_packet(log: DirtyLog, dirty: &DirtyList, len: usize) {
 
 /// Gives queue `index` the backend behind `fd`, or none if that is -1.
 ///
-/// Fails with [`EPERM`] unless the current task shares the owner's memory, with [`ENOBUFS`] if there
-/// is no such queue, with [`EFAULT`] if the queue is not set up, and with [`ENOTSOCK`] if `fd` is no
-/// backend.
+/// Fails with [`EPERM`] unless the current task shares the owner's memory, with [`ENOBUFS`] if
+/// there is no such queue, with [`EFAULT`] if the queue is not set up, and with [`ENOTSOCK`] if
+/// `fd` is no backend.
 fn set_backend(device: &Device<Net>, index: usize, fd: i32) -> Result {
     let state = device.lock();
     state.check_owner()?;

@@ -2,12 +2,12 @@
 
 //! The virtqueue: where a driver makes buffers available and the device gives them back used.
 //!
-//! A [`Vring`] is one queue in the split format (virtio 1.3, section 2.7), seen from the device. The
-//! device [takes](Vring::take) the chains that it needs for a packet, completes or drops the
+//! A [`Vring`] is one queue in the split format (virtio 1.3, section 2.7), seen from the device.
+//! The device [takes](Vring::take) the chains that it needs for a packet, completes or drops the
 //! [`Take`], [publishes](Vring::publish) what was completed, and asks whether the driver
-//! [wants a call](Vring::wants_call). The driver is hostile: every value of its memory is read once
-//! and checked before use, and no ring content can make a method here panic, loop without end, reach
-//! memory outside the ring and the memory table, or complete a chain twice.
+//! [wants a call](Vring::wants_call). The driver is hostile: every value of its memory is read
+//! once and checked before use, and no ring content can make a method here panic, loop without
+//! end, reach memory outside the ring and the memory table, or complete a chain twice.
 //!
 //! The caller serialises all access to a ring (its queue's mutex in the kernel).
 
@@ -252,7 +252,8 @@ pub struct Vring<M> {
     /// The index of the next used entry to write.
     used_idx: u16,
     used_flags: u16,
-    /// The used index at the last call that counted for the event index, if it is still meaningful.
+    /// The used index at the last call that counted for the event index, if it is still
+    /// meaningful.
     called_at: Option<u16>,
     /// Something went to the log since [`Self::logged`] was asked last.
     logged: bool,
@@ -395,7 +396,8 @@ impl<M: UserMemory> Vring<M> {
     /// Readies the ring for its device: tells the driver whether kicks are wanted, and goes on
     /// behind the last entry that the used ring holds.
     ///
-    /// Fails with [`EFAULT`] if the used ring can't be written or read; then the ring is as before.
+    /// Fails with [`EFAULT`] if the used ring can't be written or read; then the ring is as
+    /// before.
     pub fn start(&mut self, endian: Endian) -> Result<(), Fault> {
         let before = core::mem::replace(&mut self.endian, endian);
         self.try_start().inspect_err(|_| self.endian = before)
@@ -676,7 +678,10 @@ impl<M: UserMemory> Vring<M> {
     /// The table is read from its start in order, wherever its descriptors say the next one is.
     fn follow_indirect(&mut self, desc: Desc, parts: &mut Parts<'_>) -> Result<(), Fault> {
         if desc.len % DESC_SIZE as u32 != 0 {
-            return Err(Fault::new(EINVAL, "an indirect table has part of a descriptor"));
+            return Err(Fault::new(
+                EINVAL,
+                "an indirect table has part of a descriptor",
+            ));
         }
         self.table.clear();
         parts
@@ -787,7 +792,10 @@ impl Parts<'_> {
                     .because("a chain has too many buffers to log")?;
             }
         } else if self.writable > 0 {
-            return Err(Fault::new(EINVAL, "a readable buffer follows a writable one"));
+            return Err(Fault::new(
+                EINVAL,
+                "a readable buffer follows a writable one",
+            ));
         } else {
             self.readable += count;
         }
@@ -863,10 +871,10 @@ impl<M: UserMemory> Take<'_, M> {
     /// Takes one more chain. Its buffers are added to `out`, and if `dirty` is given the guest
     /// addresses of the writable ones to that.
     ///
-    /// Returns [`None`] if the driver has made no more available. Fails with [`EINVAL`] if the ring
-    /// or the chain is malformed, with [`EFAULT`] if part of it is not in memory, with [`ENOBUFS`]
-    /// if it has too many pieces, and with [`E2BIG`] if an indirect table is too long. After an
-    /// error the chain is still in the ring.
+    /// Returns [`None`] if the driver has made no more available. Fails with [`EINVAL`] if the
+    /// ring or the chain is malformed, with [`EFAULT`] if part of it is not in memory, with
+    /// [`ENOBUFS`] if it has too many pieces, and with [`E2BIG`] if an indirect table is too long.
+    /// After an error the chain is still in the ring.
     #[inline]
     pub fn next_chain(
         &mut self,

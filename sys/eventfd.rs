@@ -27,7 +27,8 @@ unsafe impl Sync for EventFdCtx {}
 impl EventFdCtx {
     /// The context of the current task's file descriptor `fd`.
     ///
-    /// Fails with [`EBADF`] if there is no such descriptor, and with [`EINVAL`] if it is no eventfd.
+    /// Fails with [`EBADF`] if there is no such descriptor, and with [`EINVAL`] if it is no
+    /// eventfd.
     pub fn from_fd(fd: i32) -> Result<Self> {
         // SAFETY: The function takes any number.
         let ctx = from_err_ptr(unsafe { bindings::eventfd_ctx_fdget(fd) })?;
@@ -65,7 +66,8 @@ unsafe impl Sync for EventFdFile {}
 impl EventFdFile {
     /// The file of the current task's file descriptor `fd`.
     ///
-    /// Fails with [`EBADF`] if there is no such descriptor, and with [`EINVAL`] if it is no eventfd.
+    /// Fails with [`EBADF`] if there is no such descriptor, and with [`EINVAL`] if it is no
+    /// eventfd.
     pub fn from_fd(fd: i32) -> Result<Self> {
         // SAFETY: The function takes any number.
         let file = from_err_ptr(unsafe { bindings::eventfd_fget(fd) })?;

@@ -137,8 +137,8 @@ impl<T: MiscDevice> VTable<T> {
     ///
     /// `file` is an open file of the device, which stays open for `'a`.
     unsafe fn device<'a>(file: *mut bindings::file) -> ArcBorrow<'a, T> {
-        // SAFETY: By the safety requirement the private data is an `Arc<T>`, which lives as long as
-        // the file is open.
+        // SAFETY: By the safety requirement the private data is an `Arc<T>`, which lives as long
+        // as the file is open.
         unsafe { <Arc<T> as ForeignOwnable>::borrow((*file).private_data) }
     }
 
@@ -160,8 +160,8 @@ impl<T: MiscDevice> VTable<T> {
     ///
     /// `file` is an open file of the device, which nobody uses any more.
     unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
-        // SAFETY: By the safety requirement the private data is an `Arc<T>`, and no borrow of it is
-        // left.
+        // SAFETY: By the safety requirement the private data is an `Arc<T>`, and no borrow of it
+        // is left.
         T::release(unsafe { <Arc<T> as ForeignOwnable>::from_foreign((*file).private_data) });
         0
     }
@@ -207,8 +207,12 @@ impl<T: MiscDevice> VTable<T> {
         iter: *mut bindings::iov_iter,
     ) -> isize {
         // SAFETY: By the safety requirements.
-        let (device, from) =
-            unsafe { (Self::device((*kiocb).ki_filp), IovIterSource::from_raw(iter)) };
+        let (device, from) = unsafe {
+            (
+                Self::device((*kiocb).ki_filp),
+                IovIterSource::from_raw(iter),
+            )
+        };
         match T::write(device, from) {
             Ok(len) => len as isize,
             Err(err) => err.to_errno() as isize,

@@ -17,6 +17,7 @@ pub mod xdp;
 /// What `bindings.h` and `helpers.c` give.
 #[allow(
     clippy::all,
+    clippy::undocumented_unsafe_blocks,
     dead_code,
     missing_docs,
     non_camel_case_types,

@@ -88,8 +88,8 @@ impl<T: Wake> PollEntry<T> {
     pub fn new(mask: u32, token: u32) -> impl PinInit<Self> {
         pin_init!(Self {
             inner <- Opaque::ffi_init(move |slot: *mut Inner<T>| {
-                // SAFETY: `slot` is valid for writes. All bytes zero are a wait queue entry that is
-                // on no queue.
+                // SAFETY: `slot` is valid for writes. All bytes zero are a wait queue entry that
+                // is on no queue.
                 unsafe {
                     slot.write(Inner {
                         wait: pin_init::zeroed(),
@@ -124,8 +124,8 @@ impl<T: Wake> PollEntry<T> {
         let this = unsafe { self.get_unchecked_mut() };
         let file = file.file().as_ptr();
 
-        // SAFETY: The entry is on no queue, so nobody else reads `target`. The file is valid by the
-        // safety requirement of `Pollable`, and lives until the reference is put: below, or by
+        // SAFETY: The entry is on no queue, so nobody else reads `target`. The file is valid by
+        // the safety requirement of `Pollable`, and lives until the reference is put: below, or by
         // `stop` after the entry left the queue. `table` is valid, and its function is `enqueue`.
         let mask = unsafe {
             (*inner).target = Arc::into_raw(target);
@@ -161,8 +161,8 @@ impl<T: Wake> PollEntry<T> {
     fn detach(&mut self) {
         let inner = self.inner.get();
         // SAFETY: By the type invariant, `wait` is on `queue` if that is not null, and the file
-        // keeps the queue alive. Once it is off the queue, which takes the queue's lock, no callback
-        // runs any more, so the target and the file are ours to put.
+        // keeps the queue alive. Once it is off the queue, which takes the queue's lock, no
+        // callback runs any more, so the target and the file are ours to put.
         // INVARIANT: All that `start` took is given back.
         unsafe {
             if !(*inner).queue.is_null() {
@@ -184,7 +184,8 @@ impl<T: Wake> PollEntry<T> {
     ///
     /// # Safety
     ///
-    /// `table` is the one of an entry that is being started, and `queue` lives as long as the file.
+    /// `table` is the one of an entry that is being started, and `queue` lives as long as the
+    /// file.
     unsafe extern "C" fn enqueue(
         _file: *mut bindings::file,
         queue: *mut bindings::wait_queue_head,

@@ -56,8 +56,8 @@ pub enum Kind {
 ///
 /// # Invariants
 ///
-/// Owns a reference to the file of `sock`. The socket is of the given kind, and `ring`, if there is
-/// one, is where it keeps the packets that wait to be received.
+/// Owns a reference to the file of `sock`. The socket is of the given kind, and `ring`, if there
+/// is one, is where it keeps the packets that wait to be received.
 pub struct Socket {
     sock: NonNull<bindings::socket>,
     file: NonNull<bindings::file>,
@@ -151,8 +151,8 @@ impl Socket {
         self.sock == other.sock
     }
 
-    /// Whether packets may be sent in [batches](XdpBatch): it is a tap that never makes its senders
-    /// wait.
+    /// Whether packets may be sent in [batches](XdpBatch): it is a tap that never makes its
+    /// senders wait.
     #[inline]
     pub fn takes_batches(&self) -> bool {
         // SAFETY: By the type invariant the socket is valid.
@@ -174,16 +174,24 @@ impl Socket {
     /// Sends a packet: `segments` without their first `skip` bytes. Never waits.
     ///
     /// `more` says that another one follows at once. Returns the number of bytes that were taken.
-    /// Fails as the socket's `sendmsg` does: with [`EAGAIN`] if the socket is full, with [`ENOMEM`]
-    /// or [`ENOBUFS`], or because the packet is bad.
+    /// Fails as the socket's `sendmsg` does: with [`EAGAIN`] if the socket is full, with
+    /// [`ENOMEM`] or [`ENOBUFS`], or because the packet is bad.
     pub fn send(&self, segments: &[Segment], skip: usize, more: bool) -> Result<usize> {
-        let mut msg = bindings::msghdr::default();
-        msg.msg_flags = bindings::MSG_DONTWAIT;
+        let mut msg = bindings::msghdr {
+            msg_flags: bindings::MSG_DONTWAIT,
+            ..Default::default()
+        };
         if more {
             msg.msg_flags |= bindings::MSG_MORE;
         }
         let len = total_len(segments);
-        init_iter(&mut msg.msg_iter, bindings::ITER_SOURCE, segments, skip, len);
+        init_iter(
+            &mut msg.msg_iter,
+            bindings::ITER_SOURCE,
+            segments,
+            skip,
+            len,
+        );
         self.sendmsg(&mut msg, len.saturating_sub(skip))
     }
 
@@ -204,10 +212,12 @@ impl Socket {
             num: batch.len() as u16,
             ptr: batch.as_mut_ptr().cast::<c_void>(),
         };
-        let mut msg = bindings::msghdr::default();
-        msg.msg_flags = bindings::MSG_DONTWAIT;
+        let mut msg = bindings::msghdr {
+            msg_flags: bindings::MSG_DONTWAIT,
+            msg_controllen: size_of_val(&ctl),
+            ..Default::default()
+        };
         msg.__bindgen_anon_1.msg_control = (&raw mut ctl).cast::<c_void>();
-        msg.msg_controllen = size_of_val(&ctl);
 
         match self.sendmsg(&mut msg, 0) {
             // SAFETY: The socket is a tap, which took all the buffers that `ctl` names.
@@ -254,7 +264,8 @@ impl Socket {
         usize::try_from(received).map_err(|_| Error::from_errno(received))
     }
 
-    /// The length in bytes of the packet at the head of the socket's own queue; 0 if there is none.
+    /// The length in bytes of the packet at the head of the socket's own queue; 0 if there is
+    /// none.
     fn queue_peek_len(&self) -> usize {
         // SAFETY: By the type invariant the socket is valid. A packet stays in the queue, and so
         // alive, while the queue is locked.
@@ -292,8 +303,8 @@ fn init_iter(
     skip: usize,
     end: usize,
 ) {
-    // SAFETY: A segment is laid out as an `iovec`. Where it points to is checked at the access. The
-    // list outlives the iterator: each caller uses that only in a call within its own body.
+    // SAFETY: A segment is laid out as an `iovec`. Where it points to is checked at the access.
+    // The list outlives the iterator: each caller uses that only in a call within its own body.
     unsafe {
         bindings::iov_iter_init(
             iter,
@@ -379,12 +390,15 @@ impl Drop for RingBatch {
         if self.head == self.tail {
             return;
         }
-        // SAFETY: By the type invariant these frames came from this ring and are ours. What does not
-        // fit any more is freed by the function that frees a tap's packets.
+        // SAFETY: By the type invariant these frames came from this ring and are ours. What does
+        // not fit any more is freed by the function that frees a tap's packets.
         unsafe {
             local::ptr_ring_unconsume(
                 self.ring.as_ptr(),
-                self.frames.as_mut_ptr().add(self.head).cast::<*mut c_void>(),
+                self.frames
+                    .as_mut_ptr()
+                    .add(self.head)
+                    .cast::<*mut c_void>(),
                 (self.tail - self.head) as c_int,
                 Some(free_frame),
             );
@@ -457,8 +471,9 @@ impl Receiver {
     /// Receives the next packet, which has `len` bytes with its header, into `segments` without
     /// their first `skip` bytes. Never waits. The packet is gone, also after an error.
     ///
-    /// Returns the number of bytes that the packet has. Fails with [`EFAULT`] if `segments` can't be
-    /// written, with [`EAGAIN`] if there is no packet any more, or as the socket's `recvmsg` does.
+    /// Returns the number of bytes that the packet has. Fails with [`EFAULT`] if `segments` can't
+    /// be written, with [`EAGAIN`] if there is no packet any more, or as the socket's `recvmsg`
+    /// does.
     #[inline]
     pub fn receive(&mut self, segments: &[Segment], skip: usize, len: usize) -> Result<usize> {
         match &mut self.0 {

@@ -67,8 +67,8 @@ impl UserMemory for CurrentMm {
             // SAFETY: `to` is valid for writes of 16 bytes, the length of `buf`. The function
             // checks the user address.
             16 => unsafe { bindings::copy_from_user_16(to, from) },
-            // SAFETY: `to` is valid for writes of the length of `buf`. The function checks the user
-            // address.
+            // SAFETY: `to` is valid for writes of the length of `buf`. The function checks the
+            // user address.
             len => unsafe { kernel::bindings::copy_from_user(to, from, len) },
         };
         if left != 0 {

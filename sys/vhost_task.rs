@@ -104,8 +104,8 @@ impl<T: Work> VhostTask<T> {
 
 impl<T: Work> Drop for VhostTask<T> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the task was started and not stopped. Afterwards it does not
-        // use its argument any more.
+        // SAFETY: By the type invariant the task was started and not stopped. Afterwards it does
+        // not use its argument any more.
         unsafe { bindings::vhost_task_stop(self.task.as_ptr()) }
     }
 }

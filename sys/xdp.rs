@@ -153,8 +153,9 @@ impl XdpBatch {
         self.len == 0
     }
 
-    /// Adds a packet: `len` bytes of `segments` behind their first `skip` bytes. The first `header`
-    /// bytes of these go in front of the packet, with zeroes behind them up to [`HEADER_MAX`].
+    /// Adds a packet: `len` bytes of `segments` behind their first `skip` bytes. The first
+    /// `header` bytes of these go in front of the packet, with zeroes behind them up to
+    /// [`HEADER_MAX`].
     ///
     /// `xdp` says that an XDP program will look at it. Returns the header, to be checked.
     ///
@@ -200,8 +201,8 @@ impl XdpBatch {
         else {
             return Err(ENOSPC);
         };
-        // SAFETY: The functions write all that a tap reads of the buffer but `txq`, which is zeroed
-        // first. `pad` and `data_len` are within the fragment.
+        // SAFETY: The functions write all that a tap reads of the buffer but `txq`, which is
+        // zeroed first. `pad` and `data_len` are within the fragment.
         unsafe {
             buff.as_mut_ptr().write_bytes(0, 1);
             local::xdp_init_buff(buff.as_mut_ptr(), size as u32);
