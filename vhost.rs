@@ -431,55 +431,48 @@ impl<D: Driver> Queue<D> {
         })
     }
 
-    /// Asks the driver not to kick.
-    pub fn disable_kicks(&mut self) {
-        if let Err(fault) = self.ring.disable_kicks() {
-            self.fault(fault);
-        }
+    /// Asks the driver not to kick. Fails as [`Vring::disable_kicks`].
+    pub fn disable_kicks(&mut self) -> Result<(), Fault> {
+        let result = self.ring.disable_kicks();
         self.after_used_write();
+        result
     }
 
     /// Asks the driver to kick. Returns whether it made something available meanwhile; then kicks
     /// are disabled again, and the caller looks for it.
-    pub fn enable_kicks(&mut self) -> bool {
-        let more = match self.ring.enable_kicks() {
-            Ok(more) => more,
-            Err(fault) => {
-                self.fault(fault);
-                false
-            }
-        };
+    ///
+    /// Fails as [`Vring::enable_kicks`].
+    pub fn enable_kicks(&mut self) -> Result<bool, Fault> {
+        let more = self.ring.enable_kicks();
         self.after_used_write();
-        if more {
-            self.disable_kicks();
+        if let Ok(true) = more {
+            self.disable_kicks()?;
         }
         more
     }
 
     /// Gives the completed chains to the driver, and calls it if it wants that.
-    pub fn publish(&mut self) {
+    ///
+    /// Fails with [`EFAULT`] if the used ring can't be written; then they are still completed.
+    pub fn publish(&mut self) -> Result<(), Fault> {
         if self.ring.unpublished() == 0 {
-            return;
+            return Ok(());
         }
-        if let Err(fault) = self.ring.publish() {
-            self.fault(fault);
-            return;
-        }
+        let published = self.ring.publish();
         self.after_used_write();
+        published?;
         let Some(call) = &self.call else {
-            return;
+            return Ok(());
         };
         // When in doubt, call: a driver that is called for nothing only looks.
         let wanted = self.ring.wants_call();
-        if matches!(wanted, Ok(false)) {
+        if let Ok(false) = wanted {
             self.stats.calls_suppressed += 1;
         } else {
             call.signal();
             self.stats.calls += 1;
         }
-        if let Err(fault) = wanted {
-            self.fault(fault);
-        }
+        wanted.map(|_| ())
     }
 
     fn after_used_write(&mut self) {

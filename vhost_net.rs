@@ -204,7 +204,7 @@ enum Step {
     NotReady,
 }
 
-/// Moves packets through a queue.
+/// Moves packets through a queue, until there are no more or the queue's turn is over.
 fn turn(queue: &mut Queue<Net>) {
     let Some(mem) = queue.mem.clone() else {
         return;
@@ -215,46 +215,45 @@ fn turn(queue: &mut Queue<Net>) {
     if !queue.is_set_up() {
         return;
     }
-    queue.disable_kicks();
+    let moved = move_packets(queue, &mem, &sock);
+    // Also after a fault: what was moved before it is done.
+    let finished = finish(queue, &sock);
+    if let Err(fault) = moved.and(finished) {
+        queue.fault(fault);
+    }
+}
+
+fn move_packets(queue: &mut Queue<Net>, mem: &MemTable, sock: &Socket) -> Result<(), Fault> {
+    queue.disable_kicks()?;
     queue.state.poll.as_mut().stop();
 
     let (mut packets, mut bytes) = (0, 0usize);
-    loop {
+    while packets < PACKET_WEIGHT && bytes < BYTE_WEIGHT {
+        if queue.ring.unpublished() >= BATCH {
+            finish(queue, sock)?;
+        }
         let step = match queue.state.index {
-            RX => receive(queue, &mem),
-            _ => transmit(queue, &mem, &sock, bytes),
+            RX => receive(queue, mem)?,
+            _ => transmit(queue, mem, sock, bytes)?,
         };
         match step {
-            Ok(Step::Done(len)) => {
-                bytes = bytes.saturating_add(len);
-                if queue.ring.unpublished() >= BATCH {
-                    finish(queue, &sock);
+            Step::Done(len) => bytes = bytes.saturating_add(len),
+            Step::NoBuffer => {
+                finish(queue, sock)?;
+                if !queue.enable_kicks()? {
+                    return Ok(());
                 }
             }
-            Ok(Step::NoBuffer) => {
-                finish(queue, &sock);
-                if !queue.enable_kicks() {
-                    break;
-                }
-            }
-            Ok(Step::NotReady) => {
-                finish(queue, &sock);
+            Step::NotReady => {
                 // A backend in an error state wakes nobody; the owner will give another.
-                let _ = wait(queue, &sock);
-                break;
-            }
-            Err(fault) => {
-                queue.fault(fault);
-                break;
+                let _ = wait(queue, sock);
+                return Ok(());
             }
         }
         packets += 1;
-        if packets >= PACKET_WEIGHT || bytes >= BYTE_WEIGHT {
-            queue.run_again();
-            break;
-        }
     }
-    finish(queue, &sock);
+    queue.run_again();
+    Ok(())
 }
 
 /// Makes the queue run when `sock` gets ready.
@@ -268,9 +267,11 @@ fn wait(queue: &mut Queue<Net>, sock: &Socket) -> Result {
 }
 
 /// Sends what waits to be sent, and gives the buffers that are done with to the guest.
-fn finish(queue: &mut Queue<Net>, sock: &Socket) {
+///
+/// Fails with [`EFAULT`] if the used ring can't be written.
+fn finish(queue: &mut Queue<Net>, sock: &Socket) -> Result<(), Fault> {
     send_batch(&mut queue.state.batch, sock, &mut queue.stats.errors);
-    queue.publish();
+    queue.publish()
 }
 
 fn send_batch(batch: &mut XdpBatch, sock: &Socket, errors: &mut u64) {
