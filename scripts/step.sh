@@ -3,7 +3,6 @@
 # The caller sets step_count and step_logs (a folder).
 
 step_number=0
-: "${step_count:?}" "${step_logs:?}"
 
 # step NAME COMMAND...: stops the whole job when COMMAND fails. COMMAND may write one line for the user to fd 4.
 step() {
