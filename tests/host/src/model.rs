@@ -130,6 +130,12 @@ impl Model {
         Ok(())
     }
 
+    pub fn set_base(&mut self, base: u16) {
+        self.last_avail = base;
+        self.seen_avail = base;
+        self.done.clear();
+    }
+
     fn field(&self, addr: u64) -> Result<u16> {
         let bytes = self.mem.get(addr, 2).ok_or(EFAULT)?;
         Ok(u16_of([bytes[0], bytes[1]], self.endian))

@@ -91,7 +91,7 @@ struct Guest {
 }
 
 fn guest() -> impl Strategy<Value = Guest> {
-    (0..7u32, 0..14u32)
+    (0..7u32, prop_oneof![0..3u32, 0..14u32])
         .prop_flat_map(|(shift, wild)| {
             let num = 1u16 << shift;
             (
@@ -129,8 +129,12 @@ fn guest() -> impl Strategy<Value = Guest> {
 
 #[derive(Clone, Debug)]
 enum Op {
-    /// Moves the available index by so much.
+    /// Makes so many chains available.
+    Offer(u16),
+    /// Moves the available index anywhere.
     Jump(u16),
+    /// The VMM moves the device to the next chain.
+    Skip,
     Take(Vec<u32>, bool),
     Publish,
     WantsCall,
@@ -146,8 +150,9 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        8 => (1..5u16).prop_map(Op::Jump),
+        10 => (1..5u16).prop_map(Op::Offer),
         1 => any::<u16>().prop_map(Op::Jump),
+        5 => Just(Op::Skip),
         10 => (vec(any::<u32>(), 1..6), any::<bool>()).prop_map(|(w, c)| Op::Take(w, c)),
         4 => Just(Op::Publish),
         3 => Just(Op::WantsCall),
@@ -186,9 +191,15 @@ fn most_bytes(layout: &Layout) -> u64 {
 fn run(pair: &mut Pair, op: &Op) -> Step<Option<Error>> {
     let idx = pair.layout.avail() + 2;
     match op {
-        Op::Jump(by) => {
-            let now = pair.mem.get_u16(idx, pair.layout.endian());
-            pair.put_u16(idx, now.wrapping_add(*by));
+        Op::Offer(count) => {
+            let count = *count.min(&(pair.layout.num as u16));
+            pair.put_u16(idx, pair.ring.base().wrapping_add(count));
+        }
+        Op::Jump(to) => pair.put_u16(idx, *to),
+        Op::Skip => {
+            let next = pair.ring.base().wrapping_add(1);
+            pair.ring.set_base(next);
+            pair.model.set_base(next);
         }
         Op::Take(written, complete) => {
             let base = pair.ring.base();
@@ -254,7 +265,7 @@ proptest! {
                 x ^= x >> 7;
                 x ^= x << 17;
                 // Some bits change, so that the rest goes on making sense.
-                if x % 8 == 0 {
+                if x % 64 == 0 {
                     *byte ^= (x >> 32) as u8 & (x >> 40) as u8;
                 }
             }
@@ -322,6 +333,11 @@ proptest! {
                 Op::DisableKicks => prop_assert!(ring.disable_kicks().is_ok()),
                 Op::EnableKicks => { let _ = ring.enable_kicks(); }
                 Op::IsEmpty => { ring.is_empty(); }
+                Op::Skip => {
+                    taken -= ring.unpublished() as u64;
+                    ring.set_base(ring.base().wrapping_add(1));
+                    base.set(ring.base());
+                }
                 _ => {}
             }
             prop_assert_eq!(published + ring.unpublished() as u64, taken);
