@@ -1,7 +1,7 @@
 # shellcheck shell=bash  # sourced by the steps
 # What the steps of `make check` share: the project's files, and counting.
 . "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
-cd "$root"
+cd "$root" || exit
 
 passed=0
 failed=0
