@@ -35,7 +35,7 @@ quiet_cmd_vhost_helpers = HELPER  $@
 	$(CC) $(c_flags) -Wno-missing-prototypes -Wno-missing-declarations -DVHOST_INLINE_HELPERS \
 		-c -g0 $< -emit-llvm -o $@
 
-$(obj)/sys/helpers.bc: private part-of-module := y
+$(obj)/sys/helpers.bc: private part-of-$(if $(filter y,$(CONFIG_VHOST_NET_RUST)),builtin,module) := y
 $(obj)/sys/helpers.bc: $(src)/sys/helpers.c FORCE
 	$(call if_changed_dep,vhost_helpers)
 

@@ -33,6 +33,10 @@ pub const SET_VRING_NUM: u32 = _IOW::<VringState>(VIRTIO, 0x10);
 pub const SET_VRING_ADDR: u32 = _IOW::<VringAddr>(VIRTIO, 0x11);
 pub const SET_VRING_BASE: u32 = _IOW::<VringState>(VIRTIO, 0x12);
 pub const GET_VRING_BASE: u32 = _IOWR::<VringState>(VIRTIO, 0x12);
+#[cfg(CONFIG_VHOST_CROSS_ENDIAN_LEGACY)]
+pub const SET_VRING_ENDIAN: u32 = _IOW::<VringState>(VIRTIO, 0x13);
+#[cfg(CONFIG_VHOST_CROSS_ENDIAN_LEGACY)]
+pub const GET_VRING_ENDIAN: u32 = _IOW::<VringState>(VIRTIO, 0x14);
 pub const SET_VRING_KICK: u32 = _IOW::<VringFile>(VIRTIO, 0x20);
 pub const SET_VRING_CALL: u32 = _IOW::<VringFile>(VIRTIO, 0x21);
 pub const SET_VRING_ERR: u32 = _IOW::<VringFile>(VIRTIO, 0x22);
@@ -49,6 +53,12 @@ pub const FILE_UNBIND: i32 = -1;
 
 /// `VHOST_VRING_F_LOG` as a flag of [`VringAddr`]: log writes to the used ring.
 pub const VRING_F_LOG: u32 = 1;
+
+/// The byte orders of a [`SET_VRING_ENDIAN`].
+#[cfg(CONFIG_VHOST_CROSS_ENDIAN_LEGACY)]
+pub const VRING_LITTLE_ENDIAN: u32 = 0;
+#[cfg(CONFIG_VHOST_CROSS_ENDIAN_LEGACY)]
+pub const VRING_BIG_ENDIAN: u32 = 1;
 
 /// The message types that a write to the device may start with.
 pub const IOTLB_MSG: u32 = 1;

@@ -49,6 +49,8 @@ pub struct Segment {
     len: usize,
 }
 
+const _: () = assert!(core::mem::offset_of!(Segment, addr) == 0);
+
 impl Segment {
     /// Makes a segment of `len` bytes from `addr`.
     ///

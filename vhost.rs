@@ -86,6 +86,10 @@ use kernel::{
         ArcBorrow,
         CondVar,
         Mutex, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
     }, //
 };
 
@@ -94,7 +98,7 @@ pub const QUEUES: usize = 2;
 
 /// A kind of vhost device.
 pub trait Driver: Sized + Send + Sync + 'static {
-    /// The names of the queues, for the lock validator and `fdinfo`.
+    /// The names of the queues in `fdinfo`.
     const QUEUE_NAMES: [&'static CStr; QUEUES];
 
     /// What the driver keeps for each queue, under the queue's mutex.
@@ -128,6 +132,8 @@ pub struct Cause {
 /// One word holds it all, so that a flush comes after the work that was there before it.
 #[derive(Clone, Copy)]
 struct Word(u32);
+
+static_assert!(2 * QUEUES <= 8);
 
 impl Word {
     const FLUSH: u32 = 1 << 8;
@@ -301,7 +307,7 @@ pub struct Stats {
     pub calls: u64,
     /// Times that buffers were given back without a call, because the driver asked for none.
     pub calls_suppressed: u64,
-    /// Packets that were lost, and faults that stopped the queue.
+    /// Packets that were lost, faults that stopped the queue, and writes that could not be logged.
     pub errors: u64,
 }
 
@@ -317,6 +323,8 @@ pub struct Queue<D: Driver> {
     pub state: D::Queue,
     /// What the queue did.
     pub stats: Stats,
+    /// Why the queue stopped last.
+    last_fault: Option<Fault>,
     index: usize,
     worker: Option<Arc<Worker<D>>>,
     kick: Option<EventFdFile>,
@@ -327,6 +335,8 @@ pub struct Queue<D: Driver> {
     log: DirtyLog,
     /// Where the used ring is logged, if that was asked for.
     used_log: Option<GuestAddr>,
+    /// The byte order of a legacy driver.
+    legacy_endian: Endian,
     busyloop_timeout: u32,
 }
 
@@ -338,6 +348,7 @@ impl<D: Driver> Queue<D> {
             features: Features::default(),
             state: D::new_queue(index)?,
             stats: Stats::default(),
+            last_fault: None,
             index,
             worker: None,
             kick: None,
@@ -347,6 +358,7 @@ impl<D: Driver> Queue<D> {
             log_event: None,
             log: DirtyLog::default(),
             used_log: None,
+            legacy_endian: Endian::NATIVE,
             busyloop_timeout: 0,
         })
     }
@@ -355,6 +367,7 @@ impl<D: Driver> Queue<D> {
     fn reset(&mut self) {
         self.state.reset();
         self.kick_poll.as_mut().stop();
+        self.last_fault = None;
         self.ring.reset();
         self.mem = None;
         self.features = Features::default();
@@ -365,6 +378,7 @@ impl<D: Driver> Queue<D> {
         self.log_event = None;
         self.log = DirtyLog::default();
         self.used_log = None;
+        self.legacy_endian = Endian::NATIVE;
         self.busyloop_timeout = 0;
     }
 
@@ -397,15 +411,15 @@ impl<D: Driver> Queue<D> {
         self.worker.clone()
     }
 
-    /// The queue can't go on: tells whoever debugs it, and the owner.
+    /// The queue's number.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The queue can't go on: tells the owner, and whoever looks at `fdinfo`.
     pub fn fault(&mut self, fault: Fault) {
         self.stats.errors += 1;
-        pr_debug!(
-            "queue {} stopped: {} ({:?})\n",
-            self.index,
-            fault.why,
-            fault.error
-        );
+        self.last_fault = Some(fault);
         if let Some(err) = &self.err {
             err.signal();
         }
@@ -423,9 +437,11 @@ impl<D: Driver> Queue<D> {
         let endian = if self.features.has(Features::VERSION_1) {
             Endian::Little
         } else {
-            Endian::NATIVE
+            self.legacy_endian
         };
-        self.ring.start(endian).map_err(|fault| {
+        let started = self.ring.start(endian);
+        self.after_used_write();
+        started.map_err(|fault| {
             self.fault(fault);
             fault.error
         })
@@ -478,6 +494,9 @@ impl<D: Driver> Queue<D> {
     fn after_used_write(&mut self) {
         if self.ring.logged() {
             self.signal_log();
+        }
+        if self.ring.log_failed() {
+            self.stats.errors += 1;
         }
     }
 
@@ -570,6 +589,29 @@ impl<D: Driver> Queue<D> {
         Ok(())
     }
 
+    #[cfg(CONFIG_VHOST_CROSS_ENDIAN_LEGACY)]
+    fn set_endian(&mut self, arg: Arg) -> Result {
+        if self.is_running() {
+            return Err(EBUSY);
+        }
+        let state: uapi::VringState = arg.read()?;
+        self.legacy_endian = match state.num {
+            uapi::VRING_LITTLE_ENDIAN => Endian::Little,
+            uapi::VRING_BIG_ENDIAN => Endian::Big,
+            _ => return Err(EINVAL),
+        };
+        Ok(())
+    }
+
+    #[cfg(CONFIG_VHOST_CROSS_ENDIAN_LEGACY)]
+    fn get_endian(&self, arg: Arg) -> Result {
+        let endian = match self.legacy_endian {
+            Endian::Little => uapi::VRING_LITTLE_ENDIAN,
+            Endian::Big => uapi::VRING_BIG_ENDIAN,
+        };
+        self.write_state(arg, endian)
+    }
+
     fn write_state(&self, arg: Arg, num: u32) -> Result {
         arg.write(&uapi::VringState {
             index: self.index as u32,
@@ -608,6 +650,8 @@ impl<D: Driver> Queue<D> {
         seq_print!(m, "{name}-calls:\t{}\n", stats.calls);
         seq_print!(m, "{name}-calls-suppressed:\t{}\n", stats.calls_suppressed);
         seq_print!(m, "{name}-errors:\t{}\n", stats.errors);
+        let fault = self.last_fault.map_or("none", |fault| fault.why);
+        seq_print!(m, "{name}-last-fault:\t{fault}\n");
     }
 }
 
@@ -679,17 +723,16 @@ pub struct Device<D: Driver> {
 impl<D: Driver> Device<D> {
     /// Makes a device without an owner. Fails with [`ENOMEM`].
     pub fn new() -> Result<Arc<Self>> {
-        let (first, second) = (Queue::new(0)?, Queue::new(1)?);
         Arc::pin_init(
-            pin_init!(Self {
+            try_pin_init!(Self {
                 state <- new_mutex!(State {
                     owner: None,
                     mem: None,
                     log_event: None,
                 }, "vhost_device"),
                 // A class for each queue: the lock validator knows them apart.
-                first <- new_mutex!(first, "vhost_first_queue"),
-                second <- new_mutex!(second, "vhost_second_queue"),
+                first <- new_mutex!(Queue::new(0)?, "vhost_first_queue"),
+                second <- new_mutex!(Queue::new(1)?, "vhost_second_queue"),
                 readers <- new_poll_condvar!("vhost_readers"),
             }),
             GFP_KERNEL,
@@ -901,6 +944,10 @@ impl<D: Driver> Device<D> {
                 queue.err = read_file(arg, EventFdCtx::from_fd)?;
                 Ok(())
             }
+            #[cfg(CONFIG_VHOST_CROSS_ENDIAN_LEGACY)]
+            uapi::SET_VRING_ENDIAN => queue.set_endian(arg),
+            #[cfg(CONFIG_VHOST_CROSS_ENDIAN_LEGACY)]
+            uapi::GET_VRING_ENDIAN => queue.get_endian(arg),
             uapi::SET_VRING_BUSYLOOP_TIMEOUT => {
                 let timeout: uapi::VringState = arg.read()?;
                 queue.busyloop_timeout = timeout.num;
@@ -931,7 +978,7 @@ impl<D: Driver> Device<D> {
     /// has no IOTLB to change.
     pub fn write(&self, from: &mut IovIterSource<'_>) -> Result<usize> {
         let mut kind = [0; 4];
-        let mut message = [0; uapi::MSG_SIZE - 8];
+        let mut message = [0; uapi::IOTLB_MSG_LEN];
         if from.copy_from_iter(&mut kind) != kind.len() {
             return Err(EINVAL);
         }
@@ -941,7 +988,7 @@ impl<D: Driver> Device<D> {
         }
         // Padding, or the address space of a message of the second version.
         from.advance(4);
-        if from.copy_from_iter(&mut message) < uapi::IOTLB_MSG_LEN {
+        if from.copy_from_iter(&mut message) != message.len() {
             return Err(EINVAL);
         }
         let size = message.get(8..16).unwrap_or_default();
@@ -960,13 +1007,33 @@ impl<D: Driver> Device<D> {
 
     /// Prints the features and what each queue did, a key and a value a line.
     pub fn show_fdinfo(&self, m: &SeqFile) {
-        let features = self.first.lock().features.words();
-        seq_print!(m, "vhost-features:\t{:#x}\n", features[0]);
-        for (word, value) in features.iter().enumerate().skip(1) {
-            seq_print!(m, "vhost-features-{word}:\t{value:#x}\n");
+        for (index, queue) in [&self.first, &self.second].into_iter().enumerate() {
+            let Some(queue) = try_lock_for_a_while(queue) else {
+                seq_print!(m, "# queue {index} is busy\n");
+                continue;
+            };
+            if index == 0 {
+                let [low, high] = queue.features.words();
+                seq_print!(m, "vhost-features:\t{low:#x}\n");
+                seq_print!(m, "vhost-features-64:\t{high:#x}\n");
+            }
+            queue.show(m);
         }
-        self.each_queue(|queue| queue.show(m));
     }
+}
+
+/// Locks a queue, but gives up after a second.
+///
+/// The worker holds the mutex while it accesses the owner's memory, which the owner can make wait
+/// for as long as it likes (`userfaultfd`). Who only looks must not wait with it.
+fn try_lock_for_a_while<D: Driver>(queue: &Mutex<Queue<D>>) -> Option<MutexGuard<'_, Queue<D>>> {
+    for _ in 0..1000 {
+        if let Some(guard) = queue.try_lock() {
+            return Some(guard);
+        }
+        fsleep(Delta::from_millis(1));
+    }
+    None
 }
 
 /// The words of a `VHOST_GET_FEATURES_ARRAY` or `VHOST_SET_FEATURES_ARRAY` argument.

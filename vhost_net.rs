@@ -80,6 +80,9 @@ const FEATURES: Features = Features::of(&[
     Features::VERSION_1,
     Features::VIRTIO_NET_HDR,
     Features::MRG_RXBUF,
+    Features::RING_RESET,
+    Features::GUEST_UDP_TUNNEL_GSO,
+    Features::HOST_UDP_TUNNEL_GSO,
 ]);
 
 /// The backend features that the device offers: `VHOST_BACKEND_F_IOTLB_MSG_V2`, a bit number.
@@ -92,15 +95,20 @@ const RX: usize = 0;
 const PACKET_WEIGHT: u32 = 256;
 /// A turn ends after so many bytes.
 const BYTE_WEIGHT: usize = 0x80000;
+/// A turn ends after so many descriptors: they need not have bytes.
+const DESCRIPTOR_WEIGHT: u32 = 0x1_0000;
 /// The driver gets its buffers back after so many.
 const BATCH: usize = 64;
 
 /// `struct virtio_net_hdr` (virtio 1.3, section 5.1.6), as legacy drivers without mergeable
 /// buffers know it.
 mod header {
-    /// Its size, and that with the number of buffers at its end.
+    /// Its size.
     pub(super) const LEN: usize = 10;
+    /// The size of `struct virtio_net_hdr_mrg_rxbuf`, with the number of buffers at its end.
     pub(super) const MRG_LEN: usize = 12;
+    /// The size of `struct virtio_net_hdr_v1_hash_tunnel`.
+    pub(super) const TUNNEL_LEN: usize = 24;
     /// Where the number of buffers is.
     pub(super) const NUM_BUFFERS: usize = 10;
 
@@ -114,7 +122,6 @@ pub struct Net;
 
 /// What the net device keeps for a queue.
 pub struct NetQueue {
-    index: usize,
     backend: Option<Backend>,
     poll: QueuePoll<Net>,
     /// The size in bytes of the header that the device makes and strips itself.
@@ -126,7 +133,7 @@ pub struct NetQueue {
     /// What the guest's buffers of that packet are, if they are to be logged.
     dirty: DirtyList,
     /// Packets on their way to a tap. Empty between turns.
-    batch: KBox<XdpBatch>,
+    batch: XdpBatch,
 }
 
 /// What a queue takes its packets from, or gives them to.
@@ -172,7 +179,6 @@ impl Driver for Net {
 
     fn new_queue(index: usize) -> Result<NetQueue> {
         Ok(NetQueue {
-            index,
             backend: None,
             poll: backend_poll(index, if index == RX { poll::IN } else { poll::OUT })?,
             own_header: 0,
@@ -196,12 +202,28 @@ impl Driver for Net {
 
 /// How it went with one packet.
 enum Step {
-    /// It was moved, or lost; so many bytes were.
-    Done(usize),
+    /// It was moved, or lost.
+    Done(Cost),
     /// The guest has made no buffer available.
     NoBuffer,
     /// The backend has no packet, or takes none now.
     NotReady,
+}
+
+/// What a packet took.
+#[derive(Default)]
+struct Cost {
+    bytes: usize,
+    descriptors: u32,
+}
+
+/// What the socket is like, which is asked once a turn.
+struct Target<'a> {
+    sock: &'a Socket,
+    /// Packets may be sent in batches.
+    batching: bool,
+    /// They want headroom for an XDP program.
+    xdp: bool,
 }
 
 /// Moves packets through a queue, until there are no more or the queue's turn is over.
@@ -224,20 +246,32 @@ fn turn(queue: &mut Queue<Net>) {
 }
 
 fn move_packets(queue: &mut Queue<Net>, mem: &MemTable, sock: &Socket) -> Result<(), Fault> {
-    queue.disable_kicks()?;
     queue.state.poll.as_mut().stop();
+    queue.disable_kicks()?;
 
-    let (mut packets, mut bytes) = (0, 0usize);
-    while packets < PACKET_WEIGHT && bytes < BYTE_WEIGHT {
+    let target = Target {
+        sock,
+        batching: sock.takes_batches(),
+        xdp: sock.has_xdp(),
+    };
+    let mut packets = 0;
+    let mut cost = Cost::default();
+    while packets < PACKET_WEIGHT
+        && cost.bytes < BYTE_WEIGHT
+        && cost.descriptors < DESCRIPTOR_WEIGHT
+    {
         if queue.ring.unpublished() >= BATCH {
             finish(queue, sock)?;
         }
-        let step = match queue.state.index {
+        let step = match queue.index() {
             RX => receive(queue, mem)?,
-            _ => transmit(queue, mem, sock, bytes)?,
+            _ => transmit(queue, mem, &target, cost.bytes)?,
         };
         match step {
-            Step::Done(len) => bytes = bytes.saturating_add(len),
+            Step::Done(packet) => {
+                cost.bytes = cost.bytes.saturating_add(packet.bytes);
+                cost.descriptors = cost.descriptors.saturating_add(packet.descriptors);
+            }
             Step::NoBuffer => {
                 finish(queue, sock)?;
                 if !queue.enable_kicks()? {
@@ -286,7 +320,7 @@ fn send_batch(batch: &mut XdpBatch, sock: &Socket, errors: &mut u64) {
 fn transmit(
     queue: &mut Queue<Net>,
     mem: &MemTable,
-    sock: &Socket,
+    target: &Target<'_>,
     bytes: usize,
 ) -> Result<Step, Fault> {
     let NetQueue {
@@ -308,13 +342,12 @@ fn transmit(
         return Err(Fault::new(EFAULT, "a buffer to transmit is writable"));
     }
     let len = total_len(segments.as_slice()).saturating_sub(skip);
-    if len == 0 || len < header {
-        return Err(Fault::new(EFAULT, "a packet is shorter than its header"));
+    if len == 0 {
+        return Err(Fault::new(EFAULT, "a packet has no more than its header"));
     }
 
-    let batching = sock.takes_batches();
-    let sent = if batching {
-        match batch.push(segments.as_slice(), skip, len, header, sock.has_xdp()) {
+    let sent = if target.batching {
+        match batch.push(segments.as_slice(), skip, len, header, target.xdp) {
             Ok(header) => {
                 let good = complete_header(header, len, endian);
                 if !good {
@@ -324,28 +357,36 @@ fn transmit(
             }
             Err(ENOSPC) => {
                 // Too long for a batch: by itself, behind those that came before.
-                send_batch(batch, sock, &mut queue.stats.errors);
-                sock.send(segments.as_slice(), skip, false).map(|_| ())
+                send_batch(batch, target.sock, &mut queue.stats.errors);
+                target
+                    .sock
+                    .send(segments.as_slice(), skip, false)
+                    .map(|_| ())
             }
-            Err(EFAULT) => return Err(Fault::new(EFAULT, "a buffer to transmit can't be read")),
             Err(err) => Err(err),
         }
     } else {
         let more = bytes.saturating_add(len) < BYTE_WEIGHT && !take.is_last();
-        sock.send(segments.as_slice(), skip, more).map(|_| ())
+        target
+            .sock
+            .send(segments.as_slice(), skip, more)
+            .map(|_| ())
     };
     match sent {
         Ok(()) => {
             queue.stats.packets += 1;
-            queue.stats.bytes += (len - header) as u64;
+            queue.stats.bytes += len.saturating_sub(header) as u64;
         }
         // Given back to the ring, to be tried again.
         Err(EAGAIN | ENOMEM | ENOBUFS) => return Ok(Step::NotReady),
-        // What is wrong with it will not get better.
+        // Too short for its header, unreadable, or otherwise bad: it will not get better.
         Err(_) => queue.stats.errors += 1,
     }
     take.complete();
-    Ok(Step::Done(len))
+    Ok(Step::Done(Cost {
+        bytes: len,
+        descriptors: chain.descriptors,
+    }))
 }
 
 /// Makes sure that the header of a packet of `len` bytes covers the checksum that it asks for.
@@ -407,6 +448,10 @@ fn receive(queue: &mut Queue<Net>, mem: &MemTable) -> Result<Step, Fault> {
     let mut take = queue.ring.take();
     let most = if mergeable { MAX_SEGMENTS } else { 1 };
     let mut room = 0;
+    let mut cost = Cost {
+        bytes: len,
+        descriptors: 0,
+    };
     while room < len && usize::from(take.chains()) < most {
         let before = segments.len();
         let dirty = log.is_some().then_some(&mut *dirty);
@@ -416,6 +461,7 @@ fn receive(queue: &mut Queue<Net>, mem: &MemTable) -> Result<Step, Fault> {
         if chain.readable > 0 || chain.writable == 0 {
             return Err(Fault::new(EINVAL, "a buffer to receive is not writable"));
         }
+        cost.descriptors += chain.descriptors;
         let size = total_len(segments.from(before));
         take.set_written(size.min(len - room) as u32);
         room = room.saturating_add(size);
@@ -424,17 +470,19 @@ fn receive(queue: &mut Queue<Net>, mem: &MemTable) -> Result<Step, Fault> {
         // It will never fit.
         receiver.discard();
         queue.stats.errors += 1;
-        return Ok(Step::Done(0));
+        return Ok(Step::Done(cost));
     }
 
     let received = receiver.receive(segments.as_slice(), skip, sock_len);
     if received != Ok(sock_len) {
         // Somebody else took it, or the buffers are not mapped. The guest keeps these.
         queue.stats.errors += 1;
-        return Ok(Step::Done(0));
+        return Ok(Step::Done(cost));
     }
     if skip > 0 {
-        write_at(&CurrentMm, segments.as_slice(), 0, &[0; header::LEN])
+        let zeroes = [0; header::TUNNEL_LEN];
+        let header = zeroes.get(..skip).unwrap_or(&zeroes);
+        write_at(&CurrentMm, segments.as_slice(), 0, header)
             .map_err(|error| Fault::new(error, "a header can't be written"))?;
     }
     if counted {
@@ -443,7 +491,9 @@ fn receive(queue: &mut Queue<Net>, mem: &MemTable) -> Result<Step, Fault> {
             .map_err(|error| Fault::new(error, "the number of buffers can't be written"))?;
     }
     if let Some(log) = log {
-        log_packet(log, dirty, len);
+        if log_packet(log, dirty, len).is_err() {
+            queue.stats.errors += 1;
+        }
     }
     take.complete();
     queue.stats.packets += 1;
@@ -451,21 +501,24 @@ fn receive(queue: &mut Queue<Net>, mem: &MemTable) -> Result<Step, Fault> {
     if log.is_some() {
         queue.signal_log();
     }
-    Ok(Step::Done(len))
+    Ok(Step::Done(cost))
 }
 
 /// Marks the first `len` bytes of `dirty` in the log.
+///
+/// Fails with [`EFAULT`] if part of the log is not mapped; the rest is marked.
 #[cold]
-fn log_packet(log: DirtyLog, dirty: &DirtyList, len: usize) {
+fn log_packet(log: DirtyLog, dirty: &DirtyList, len: usize) -> Result {
     // The data before its bits in the log; pairs with the VMM's atomic exchange of the log.
     CurrentMm.write_barrier();
     let mut left = len as u64;
+    let mut result = Ok(());
     for range in dirty.as_slice() {
         let now = range.len.min(left);
-        // A log that is not mapped is the VMM's own loss.
-        let _ = log.mark(&CurrentMm, range.addr, now);
+        result = log.mark(&CurrentMm, range.addr, now).and(result);
         left -= now;
     }
+    result
 }
 
 /// Gives queue `index` the backend behind `fd`, or none if that is -1.
@@ -519,8 +572,17 @@ fn set_features(device: &Device<Net>, features: Features) -> Result {
     if !features.is_subset_of(&FEATURES) {
         return Err(EOPNOTSUPP);
     }
-    let long = features.has(Features::MRG_RXBUF) || features.has(Features::VERSION_1);
-    let len = if long { header::MRG_LEN } else { header::LEN };
+    let any = |bits: [u32; 2]| bits.iter().any(|&bit| features.has(bit));
+    let len = if any([
+        Features::HOST_UDP_TUNNEL_GSO,
+        Features::GUEST_UDP_TUNNEL_GSO,
+    ]) {
+        header::TUNNEL_LEN
+    } else if any([Features::MRG_RXBUF, Features::VERSION_1]) {
+        header::MRG_LEN
+    } else {
+        header::LEN
+    };
     let own = features.has(Features::VIRTIO_NET_HDR);
     device.set_features(features, |queue| {
         queue.state.own_header = if own { len } else { 0 };

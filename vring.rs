@@ -42,6 +42,11 @@ pub const MAX_NUM: u32 = 0x8000;
 /// The most descriptors that an indirect table may have: they are linked by 16-bit numbers.
 const MAX_INDIRECT: u32 = 0x1_0000;
 
+/// The most descriptors that a chain may have, in the ring and in all its indirect tables. An
+/// honest driver is far below; without a limit, a ring full of tables would keep the device for
+/// minutes.
+const MAX_CHAIN: u32 = MAX_NUM + MAX_INDIRECT;
+
 /// How many entries of the available ring are read at a time.
 const HEADS: usize = 64;
 
@@ -233,6 +238,8 @@ pub struct Chain {
     pub readable: usize,
     /// The number of segments that the device may write; they come last.
     pub writable: usize,
+    /// The number of descriptors that were read for it.
+    pub descriptors: u32,
 }
 
 /// A split virtqueue in user memory `M`.
@@ -257,6 +264,8 @@ pub struct Vring<M> {
     called_at: Option<u16>,
     /// Something went to the log since [`Self::logged`] was asked last.
     logged: bool,
+    /// Something did not, since [`Self::log_failed`] was asked last.
+    log_failed: bool,
     heads: Heads,
     /// Completed chains that are not published.
     done: KVVec<UsedElem>,
@@ -285,6 +294,7 @@ impl<M: UserMemory> Vring<M> {
             used_flags: 0,
             called_at: None,
             logged: false,
+            log_failed: false,
             heads: Heads {
                 first: 0,
                 count: 0,
@@ -379,6 +389,12 @@ impl<M: UserMemory> Vring<M> {
         core::mem::take(&mut self.logged)
     }
 
+    /// Whether a write to the used ring should have been logged since this was last asked, and the
+    /// log was not mapped.
+    pub fn log_failed(&mut self) -> bool {
+        core::mem::take(&mut self.log_failed)
+    }
+
     /// The size in bytes of the used ring.
     pub fn used_size(&self) -> u64 {
         self.avail_event() + if self.event_idx { 2 } else { 0 }
@@ -471,20 +487,18 @@ impl<M: UserMemory> Vring<M> {
     }
 
     fn write_used_elems(&mut self, first: u16) -> Result {
-        let mut elems = self.done.as_slice();
+        let mut from = 0;
         let mut at = usize::from(self.slot(first));
-        while !elems.is_empty() {
+        while let Some(elems) = self.done.get(from..).filter(|elems| !elems.is_empty()) {
             // At most to the end of the ring, then on from its start.
             let room = usize::from(self.num).saturating_sub(at);
-            let (now, later) = elems.split_at_checked(room).unwrap_or((elems, &[]));
+            let now = elems.get(..room).unwrap_or(elems);
+            let (count, len) = (now.len(), size_of_val(now) as u64);
             let offset = ENTRIES + at as u64 * size_of::<UsedElem>() as u64;
             self.mem
                 .write(self.addrs.used.offset(offset), now.as_bytes())?;
-            if let Some(log) = self.used_log {
-                Self::write_log(&self.mem, log, offset, size_of_val(now) as u64);
-                self.logged = true;
-            }
-            elems = later;
+            self.log_used(offset, len);
+            from += count;
             at = 0;
         }
         Ok(())
@@ -634,6 +648,7 @@ impl<M: UserMemory> Vring<M> {
             dirty,
             readable: 0,
             writable: 0,
+            descriptors: 0,
         };
         let mut index = head;
         let mut found = 0;
@@ -670,6 +685,7 @@ impl<M: UserMemory> Vring<M> {
             head,
             readable: parts.readable,
             writable: parts.writable,
+            descriptors: parts.descriptors,
         })
     }
 
@@ -719,21 +735,22 @@ impl<M: UserMemory> Vring<M> {
         Ok(())
     }
 
+    /// Logs a write of `len` bytes at `offset` of the used ring, if that is asked for.
     #[inline(always)]
     fn log_used(&mut self, offset: u64, len: u64) {
         if let Some(log) = self.used_log {
-            Self::write_log(&self.mem, log, offset, len);
-            self.logged = true;
+            self.write_log(log, offset, len);
         }
     }
 
-    /// Logs a write of `len` bytes at `offset` of the used ring.
     #[cold]
-    fn write_log(mem: &M, used: UsedLog, offset: u64, len: u64) {
+    fn write_log(&mut self, used: UsedLog, offset: u64, len: u64) {
         // The write before its bit in the log; pairs with the VMM's atomic exchange of the log.
-        mem.write_barrier();
-        // A log that is not mapped is the VMM's own loss: the guest's data is in place.
-        let _ = used.log.mark(mem, used.addr.offset(offset), len);
+        self.mem.write_barrier();
+        let marked = used.log.mark(&self.mem, used.addr.offset(offset), len);
+        // A log that is not mapped is the VMM's loss: what was written stays.
+        self.log_failed |= marked.is_err();
+        self.logged = true;
     }
 
     /// Where `index` is in a ring.
@@ -769,12 +786,17 @@ struct Parts<'a> {
     dirty: Option<&'a mut DirtyList>,
     readable: usize,
     writable: usize,
+    descriptors: u32,
 }
 
 impl Parts<'_> {
     /// Adds the buffer of a descriptor.
     #[inline(always)]
     fn add(&mut self, desc: Desc, hint: &mut Hint) -> Result<(), Fault> {
+        self.descriptors += 1;
+        if self.descriptors > MAX_CHAIN {
+            return Err(Fault::new(EINVAL, "a chain has too many descriptors"));
+        }
         let before = self.out.len();
         self.mem_table
             .translate(desc.addr, desc.len, hint, self.out)

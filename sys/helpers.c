@@ -57,6 +57,11 @@ __vhost_helper struct xdp_frame *rust_helper_tun_ptr_to_xdp(void *ptr)
 	return tun_ptr_to_xdp(ptr);
 }
 
+__vhost_helper void rust_helper_tap_ptr_free(void *ptr)
+{
+	__skb_array_destroy_skb(ptr);
+}
+
 __vhost_helper void rust_helper_tun_ptr_free(void *ptr)
 {
 	tun_ptr_free(ptr);

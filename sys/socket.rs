@@ -220,8 +220,8 @@ impl Socket {
         msg.__bindgen_anon_1.msg_control = (&raw mut ctl).cast::<c_void>();
 
         match self.sendmsg(&mut msg, 0) {
-            // SAFETY: The socket is a tap, which took all the buffers that `ctl` names.
-            Ok(_) => unsafe { batch.forget() },
+            // A tap takes all the buffers that `ctl` names.
+            Ok(_) => batch.forget(),
             Err(err) => {
                 // A tap that fails the call has not looked at the buffers.
                 batch.clear();
@@ -400,7 +400,10 @@ impl Drop for RingBatch {
                     .add(self.head)
                     .cast::<*mut c_void>(),
                 (self.tail - self.head) as c_int,
-                Some(free_frame),
+                Some(match self.sock.kind {
+                    Kind::Tap => free_tap_frame,
+                    _ => free_tun_frame,
+                }),
             );
         }
     }
@@ -408,10 +411,18 @@ impl Drop for RingBatch {
 
 /// # Safety
 ///
-/// `frame` came from a tap's ring and is the caller's.
-unsafe extern "C" fn free_frame(frame: *mut c_void) {
+/// `frame` came from the ring of a [`Kind::Tun`] and is the caller's.
+unsafe extern "C" fn free_tun_frame(frame: *mut c_void) {
     // SAFETY: By the safety requirement.
     unsafe { local::tun_ptr_free(frame) }
+}
+
+/// # Safety
+///
+/// `frame` came from the ring of a [`Kind::Tap`] and is the caller's.
+unsafe extern "C" fn free_tap_frame(frame: *mut c_void) {
+    // SAFETY: By the safety requirement.
+    unsafe { local::tap_ptr_free(frame) }
 }
 
 /// Receives a socket's packets, one after the other.
@@ -469,11 +480,12 @@ impl Receiver {
     }
 
     /// Receives the next packet, which has `len` bytes with its header, into `segments` without
-    /// their first `skip` bytes. Never waits. The packet is gone, also after an error.
+    /// their first `skip` bytes. Never waits. A tap's packet is gone afterwards, also after an
+    /// error.
     ///
-    /// Returns the number of bytes that the packet has. Fails with [`EFAULT`] if `segments` can't
-    /// be written, with [`EAGAIN`] if there is no packet any more, or as the socket's `recvmsg`
-    /// does.
+    /// Returns the number of bytes that the packet has. Fails with [`EAGAIN`] if there is no
+    /// packet any more, or as the socket's `recvmsg` does. A tap does not tell if `segments` could
+    /// not be written.
     #[inline]
     pub fn receive(&mut self, segments: &[Segment], skip: usize, len: usize) -> Result<usize> {
         match &mut self.0 {
@@ -488,17 +500,8 @@ impl Receiver {
 
     /// Drops the next packet.
     pub fn discard(&mut self) {
-        match &mut self.0 {
-            Source::Ring(batch) => {
-                if let Some(frame) = batch.pop() {
-                    // SAFETY: The frame came from a tap's ring, and is ours.
-                    unsafe { free_frame(frame) };
-                }
-            }
-            Source::Queue(sock) => {
-                // Gone also if it fails.
-                let _ = sock.recvmsg(ptr::null_mut(), &[], 0, 0);
-            }
-        }
+        // With no room for it, the socket does just that. A socket that has an error to report
+        // does so first, and is asked again.
+        let _ = self.receive(&[], 0, 0);
     }
 }

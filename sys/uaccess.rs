@@ -5,13 +5,17 @@
 //! C headers: [`include/linux/uaccess.h`](srctree/include/linux/uaccess.h),
 //! [`arch/x86/include/asm/futex.h`](srctree/arch/x86/include/asm/futex.h)
 
-use super::bindings;
+use super::{
+    bindings,
+    sched::cond_resched, //
+};
 use crate::usermem::{
     UserAddr,
     UserMemory, //
 };
 use core::mem::MaybeUninit;
 use kernel::{
+    error::to_result,
     ffi::c_void,
     prelude::*,
     sync::barrier::{
@@ -112,12 +116,16 @@ impl UserMemory for CurrentMm {
 
     #[inline]
     fn set_bits(&self, addr: UserAddr, mask: u32) -> Result {
-        // SAFETY: The function checks the user address.
-        let err = unsafe { bindings::futex_atomic_or(mask, addr.get() as *mut u32) };
-        if err != 0 {
-            return Err(EFAULT);
+        loop {
+            // SAFETY: The function checks the user address.
+            let err = unsafe { bindings::futex_atomic_or(mask, addr.get() as *mut u32) };
+            match to_result(err) {
+                Ok(()) => return Ok(()),
+                // Others write to the word so often that it gave up.
+                Err(EAGAIN) => cond_resched(),
+                Err(_) => return Err(EFAULT),
+            }
         }
-        Ok(())
     }
 
     #[inline(always)]

@@ -105,13 +105,12 @@ impl Drop for FragCache {
 ///
 /// # Invariants
 ///
-/// The first `len` of `buffs` are initialised, and the first `len` of `frags` are the memory that
-/// they describe.
+/// Each of `buffs` describes the memory that the one of `frags` in the same place owns. Both have
+/// room for [`BATCH`].
 pub struct XdpBatch {
     cache: FragCache,
-    len: usize,
-    frags: [MaybeUninit<Frag>; BATCH],
-    buffs: [MaybeUninit<local::xdp_buff>; BATCH],
+    frags: KVec<Frag>,
+    buffs: KVec<local::xdp_buff>,
 }
 
 // SAFETY: Buffers belong to no thread.
@@ -128,29 +127,25 @@ impl XdpBatch {
     /// Makes an empty batch.
     ///
     /// Fails with [`ENOMEM`].
-    pub fn new() -> Result<KBox<Self>> {
+    pub fn new() -> Result<Self> {
         // INVARIANT: It is empty.
-        Ok(KBox::new(
-            Self {
-                cache: FragCache::new(),
-                len: 0,
-                frags: [const { MaybeUninit::uninit() }; BATCH],
-                buffs: [const { MaybeUninit::uninit() }; BATCH],
-            },
-            GFP_KERNEL,
-        )?)
+        Ok(Self {
+            cache: FragCache::new(),
+            frags: KVec::with_capacity(BATCH, GFP_KERNEL)?,
+            buffs: KVec::with_capacity(BATCH, GFP_KERNEL)?,
+        })
     }
 
     /// The number of packets.
     #[inline(always)]
     pub fn len(&self) -> usize {
-        self.len
+        self.buffs.len()
     }
 
     /// Whether there is no packet.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.buffs.is_empty()
     }
 
     /// Adds a packet: `len` bytes of `segments` behind their first `skip` bytes. The first
@@ -179,7 +174,7 @@ impl XdpBatch {
         // SAFETY: The function returns a constant.
         let pad = align(unsafe { local::net_rx_pad() } + headroom + header);
         // The packet may have any length: look at it before the sum can overflow.
-        if data_len > local::FRAG_SIZE || self.len >= BATCH {
+        if data_len > local::FRAG_SIZE || self.len() >= BATCH {
             return Err(ENOSPC);
         }
         // One header more than the packet has: the limit is that of the C driver.
@@ -197,20 +192,17 @@ impl XdpBatch {
         from.read(frag.range(pad, pad + data_len))?;
 
         let start = frag.start.as_ptr();
-        let (Some(buff), Some(slot)) = (self.buffs.get_mut(self.len), self.frags.get_mut(self.len))
-        else {
-            return Err(ENOSPC);
-        };
-        // SAFETY: The functions write all that a tap reads of the buffer but `txq`, which is
-        // zeroed first. `pad` and `data_len` are within the fragment.
-        unsafe {
-            buff.as_mut_ptr().write_bytes(0, 1);
+        let mut buff = MaybeUninit::<local::xdp_buff>::zeroed();
+        // SAFETY: All bytes zero are a valid buffer, and the functions fill it in. `pad` and
+        // `data_len` are within the fragment.
+        let buff = unsafe {
             local::xdp_init_buff(buff.as_mut_ptr(), size as u32);
             local::xdp_prepare_buff(buff.as_mut_ptr(), start, pad as c_int, data_len as c_int);
-        }
-        slot.write(frag);
-        // INVARIANT: Both are initialised.
-        self.len += 1;
+            buff.assume_init()
+        };
+        // INVARIANT: The buffer describes the fragment. There is room for both.
+        self.buffs.push_within_capacity(buff).map_err(|_| ENOSPC)?;
+        self.frags.push_within_capacity(frag).map_err(|_| ENOSPC)?;
         // SAFETY: The header is at the start of the fragment, all of it was written, and it is
         // borrowed from the batch that owns it.
         Ok(unsafe { slice::from_raw_parts_mut(start, header) })
@@ -218,42 +210,26 @@ impl XdpBatch {
 
     /// Drops the packet that was added last.
     pub fn pop(&mut self) {
-        let Some(last) = self.len.checked_sub(1) else {
-            return;
-        };
-        // INVARIANT: The last fragment is no longer counted.
-        self.len = last;
-        if let Some(frag) = self.frags.get_mut(last) {
-            // SAFETY: By the type invariant it was initialised.
-            unsafe { frag.assume_init_drop() };
-        }
+        self.buffs.pop();
+        self.frags.pop();
     }
 
     /// Drops all packets.
     pub fn clear(&mut self) {
-        while !self.is_empty() {
-            self.pop();
-        }
+        self.buffs.clear();
+        self.frags.clear();
     }
 
     pub(super) fn as_mut_ptr(&mut self) -> *mut local::xdp_buff {
-        self.buffs.as_mut_ptr().cast()
+        self.buffs.as_mut_ptr()
     }
 
-    /// Empties the batch without freeing its packets.
-    ///
-    /// # Safety
-    ///
-    /// Somebody else owns the buffers now.
-    pub(super) unsafe fn forget(&mut self) {
-        // INVARIANT: None is left. A `MaybeUninit` does not drop what is in it.
-        self.len = 0;
-    }
-}
-
-impl Drop for XdpBatch {
-    fn drop(&mut self) {
-        self.clear();
+    /// Empties the batch without freeing its packets: somebody else owns them now.
+    pub(super) fn forget(&mut self) {
+        self.buffs.clear();
+        while let Some(frag) = self.frags.pop() {
+            core::mem::forget(frag);
+        }
     }
 }
 
