@@ -7,6 +7,15 @@
 //!
 //! Each run of the property tests makes the same cases. `PROPTEST_RNG_SEED=N` makes others, and
 //! `PROPTEST_CASES=N` another number of them.
+//!
+//! A test that can't fail proves nothing. These mistakes in the ring code were each tried, and each made
+//! tests fail: a comparison off by one (every bound of `translate`, `mark`, `read_avail_idx`, `follow`,
+//! `follow_indirect`, `publish`, `read_heads` and `passed_event`), a check left out (an empty region, a
+//! wrap, a nested or a ragged table, readable behind writable, a chain that is available twice), a
+//! barrier left out, a hint trusted where regions overlap, entries kept over a new base, a [`Take`] that
+//! gives back too little, and a length in the wrong byte order.
+//!
+//! [`Take`]: vring::Take
 
 #[path = "../../../features.rs"]
 pub mod features;

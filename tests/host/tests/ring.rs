@@ -505,3 +505,14 @@ fn the_longest_indirect_table() {
         assert_eq!(found.len(), usize::from(want.is_none()));
     }
 }
+
+#[test]
+fn a_start_forgets_the_last_call() {
+    let mut pair = Pair::new(small(4));
+    let at = pair.used_event().unwrap();
+    pair.put_u16(at, 100);
+    assert_eq!(pair.ring.wants_call(), Ok(true));
+    assert_eq!(pair.ring.wants_call(), Ok(false));
+    pair.ring.start(Endian::Little).unwrap();
+    assert_eq!(pair.ring.wants_call(), Ok(true));
+}
