@@ -12,6 +12,7 @@ use vhost::VringConfigData;
 use vm_memory::GuestMemoryMmap;
 
 use crate::feature::*;
+use crate::mem::Mapped;
 use crate::mem::BASE;
 use crate::Mem;
 use crate::Peer;
@@ -35,6 +36,8 @@ pub struct Config {
     pub base: u16,
     /// Address and size of each memory region.
     pub regions: Vec<(u64, u64)>,
+    /// The device sees the memory through a mapping of its own, [`Guest::view`].
+    pub apart: bool,
     /// The packet socket at the other end carries virtio-net headers.
     pub peer_vnet: bool,
 }
@@ -47,6 +50,7 @@ impl Default for Config {
             tx_num: 256,
             base: 0,
             regions: vec![(BASE, 64 << 20)],
+            apart: false,
             peer_vnet: false,
         }
     }
@@ -97,6 +101,8 @@ impl Config {
 pub struct Guest {
     pub cfg: Config,
     pub mem: Arc<Mem>,
+    /// Where the device's first memory table says that the memory is.
+    pub view: Vec<Mapped>,
     pub net: Net<Arc<GuestMemoryMmap<()>>>,
     pub rx: Ring,
     pub tx: Ring,
@@ -125,11 +131,17 @@ impl Guest {
         let net = Net::new(mem.as_vm_memory()?)?;
         net.set_owner()?;
         net.set_features(cfg.features)?;
-        net.set_mem_table(&Mem::table(mem.regions()))?;
+        let view = if cfg.apart {
+            mem.map_again()?
+        } else {
+            mem.regions().to_vec()
+        };
+        net.set_mem_table(&Mem::table(&view))?;
         let hdr = cfg.hdr();
         let g = Guest {
             cfg,
             mem,
+            view,
             net,
             rx,
             tx,

@@ -158,7 +158,15 @@ impl Peer {
     /// A socket on the interface that sees everything that comes in, with a virtio-net header of
     /// 10 bytes before each packet if `vnet`.
     pub fn new(index: i32, vnet: bool) -> Res<Self> {
-        let all = (libc::ETH_P_ALL as u16).to_be();
+        Self::bound(index, vnet, libc::ETH_P_ALL as u16)
+    }
+
+    /// A socket that only sends: nobody makes copies of packets for it.
+    pub fn sender(index: i32, vnet: bool) -> Res<Self> {
+        Self::bound(index, vnet, 0)
+    }
+
+    fn bound(index: i32, vnet: bool, protocol: u16) -> Res<Self> {
         // SAFETY: creates a descriptor.
         let s = unsafe {
             libc::socket(
@@ -181,7 +189,7 @@ impl Peer {
         // SAFETY: all zero is a valid address.
         let mut a: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         a.sll_family = libc::AF_PACKET as u16;
-        a.sll_protocol = all;
+        a.sll_protocol = protocol.to_be();
         a.sll_ifindex = index;
         let p = &a as *const libc::sockaddr_ll as *const libc::sockaddr;
         // SAFETY: the address is of that length.

@@ -278,12 +278,17 @@ fn tap_released() -> Res {
     g.net.reset_owner()?;
     let tap = Tap::attach("tap0", 12)?;
     drop(tap);
-    let mut cfg = g.cfg.clone();
-    cfg.base = 0;
     drop(g);
-    let g = Guest::new(cfg)?;
-    g.tap.persist(false)?;
-    Ok(())
+    // Closed while it still is the backend.
+    let mut g = Guest::new(Config::default())?;
+    let null = File::open("/dev/null")?;
+    drop(std::mem::replace(&mut g.tap.fd, null));
+    check!(
+        Tap::attach("tap0", 12).is_err(),
+        "the tap could be attached to twice"
+    );
+    drop(g);
+    Tap::attach("tap0", 12)?.persist(false)
 }
 
 /// The device keeps the call eventfd alive that the VMM has closed.

@@ -70,7 +70,11 @@ fn table(rings: &Mapped, packets: &Mapped, pieces: u64) -> Vec<u64> {
 
 /// Traffic each way, while another thread replaces the table as often as it can.
 fn replaced(features: u64, pieces: &[u64]) -> Res {
-    let mut g = Guest::new(config(features))?;
+    let cfg = Config {
+        apart: true,
+        ..config(features)
+    };
+    let mut g = Guest::new(cfg)?;
     let rings = g.mem.regions()[0];
     let views = [g.mem.map_again()?[1], g.mem.map_again()?[1]];
     // SAFETY: the descriptor is open as long as `g` lives, which is longer than the thread does.
@@ -84,6 +88,7 @@ fn replaced(features: u64, pieces: &[u64]) -> Res {
         0
     );
     protect(&views[1], false);
+    protect(&g.view[1], false);
     let (stop, times) = (AtomicBool::new(false), AtomicU32::new(0));
     let failed = AtomicU32::new(0);
     let result = std::thread::scope(|s| {
