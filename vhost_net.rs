@@ -81,6 +81,7 @@ const FEATURES: Features = Features::of(&[
     Features::VIRTIO_NET_HDR,
     Features::MRG_RXBUF,
     Features::RING_RESET,
+    Features::IN_ORDER,
     Features::GUEST_UDP_TUNNEL_GSO,
     Features::HOST_UDP_TUNNEL_GSO,
 ]);
@@ -363,6 +364,8 @@ fn transmit(
                     .send(segments.as_slice(), skip, false)
                     .map(|_| ())
             }
+            Err(EINVAL) => return Err(Fault::new(EFAULT, "a packet is shorter than its header")),
+            Err(EFAULT) => return Err(Fault::new(EFAULT, "a buffer to transmit can't be read")),
             Err(err) => Err(err),
         }
     } else {
@@ -379,7 +382,7 @@ fn transmit(
         }
         // Given back to the ring, to be tried again.
         Err(EAGAIN | ENOMEM | ENOBUFS) => return Ok(Step::NotReady),
-        // Too short for its header, unreadable, or otherwise bad: it will not get better.
+        // What is wrong with it will not get better.
         Err(_) => queue.stats.errors += 1,
     }
     take.complete();

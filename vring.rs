@@ -251,9 +251,12 @@ pub struct Vring<M> {
     endian: Endian,
     event_idx: bool,
     notify_on_empty: bool,
+    in_order: bool,
     used_log: Option<UsedLog>,
     /// The index of the next chain to take (`last_avail_idx`).
     next_avail: u16,
+    /// With `in_order`: the place in the descriptor table of the next chain, which wraps.
+    next_desc: u16,
     /// The driver's index as last read.
     avail_idx: u16,
     /// The index of the next used entry to write.
@@ -267,8 +270,13 @@ pub struct Vring<M> {
     /// Something did not, since [`Self::log_failed`] was asked last.
     log_failed: bool,
     heads: Heads,
-    /// Completed chains that are not published.
+    /// Used entries that are not published: one for each completed chain, or with `in_order` one
+    /// for each packet that was received and one for all that were transmitted.
     done: KVVec<UsedElem>,
+    /// With `in_order`: how many chains each of `done` stands for.
+    spans: KVVec<u16>,
+    /// How many chains `done` stands for.
+    unpublished: usize,
     hint: Hint,
     table_hint: Hint,
     /// The user memory of the indirect table that is being read.
@@ -287,8 +295,10 @@ impl<M: UserMemory> Vring<M> {
             endian: Endian::NATIVE,
             event_idx: false,
             notify_on_empty: false,
+            in_order: false,
             used_log: None,
             next_avail: 0,
+            next_desc: 0,
             avail_idx: 0,
             used_idx: 0,
             used_flags: 0,
@@ -301,6 +311,8 @@ impl<M: UserMemory> Vring<M> {
                 entries: [0; HEADS],
             },
             done: KVVec::with_capacity(MAX_DONE, GFP_KERNEL)?,
+            spans: KVVec::with_capacity(MAX_DONE, GFP_KERNEL)?,
+            unpublished: 0,
             hint: Hint::default(),
             table_hint: Hint::default(),
             table: Segments::new()?,
@@ -368,15 +380,22 @@ impl<M: UserMemory> Vring<M> {
     /// not published is forgotten.
     pub fn set_base(&mut self, base: u16) {
         self.next_avail = base;
+        self.next_desc = base;
         self.avail_idx = base;
-        self.done.clear();
+        self.forget_done();
         self.forget_heads();
     }
 
-    /// Sets the features that the driver accepted.
+    /// Sets the features that the driver accepted. If the order of use changes, what was completed
+    /// but not published is forgotten.
     pub fn set_features(&mut self, features: Features) {
         self.event_idx = features.has(Features::EVENT_IDX);
         self.notify_on_empty = features.has(Features::NOTIFY_ON_EMPTY);
+        let in_order = features.has(Features::IN_ORDER);
+        if in_order != self.in_order {
+            self.in_order = in_order;
+            self.forget_done();
+        }
     }
 
     /// Sets where writes to the used ring are logged.
@@ -439,13 +458,14 @@ impl<M: UserMemory> Vring<M> {
             ring: self,
             done,
             chains: 0,
+            descs: 0,
         }
     }
 
     /// The number of chains that are completed but not published.
     #[inline(always)]
     pub fn unpublished(&self) -> usize {
-        self.done.len()
+        self.unpublished
     }
 
     /// Whether the driver has made nothing available that was not taken.
@@ -462,9 +482,14 @@ impl<M: UserMemory> Vring<M> {
     /// next call tries them again.
     pub fn publish(&mut self) -> Result<(), Fault> {
         let old = self.used_idx;
-        let new = old.wrapping_add(self.done.len() as u16);
-        self.write_used_elems(old)
-            .because("the used ring can't be written")?;
+        // No more than a ring has, and so no more than a `u16` holds.
+        let new = old.wrapping_add(self.unpublished as u16);
+        if self.in_order {
+            self.write_used_in_order(old)
+        } else {
+            self.write_used_elems(old)
+        }
+        .because("the used ring can't be written")?;
 
         // The entries before the index that shows them; pairs with the driver's read barrier
         // between its reads of the index and of the entries.
@@ -474,7 +499,7 @@ impl<M: UserMemory> Vring<M> {
             .because("the used ring's index can't be written")?;
         self.log_used(IDX, 2);
 
-        self.done.clear();
+        self.forget_done();
         self.used_idx = new;
         // If the driver has not been called for so long that the index went around, where it was
         // called last says nothing any more.
@@ -502,6 +527,30 @@ impl<M: UserMemory> Vring<M> {
             at = 0;
         }
         Ok(())
+    }
+
+    /// Writes an entry where the first of the chains that it stands for belongs (virtio 1.3,
+    /// section 2.7.9).
+    fn write_used_in_order(&mut self, mut index: u16) -> Result {
+        for number in 0..self.done.len() {
+            let (Some(elem), Some(span)) = (self.done.get(number), self.spans.get(number)) else {
+                break;
+            };
+            let (elem, span) = (*elem, *span);
+            let len = size_of::<UsedElem>() as u64;
+            let offset = ENTRIES + u64::from(self.slot(index)) * len;
+            self.mem
+                .write(self.addrs.used.offset(offset), elem.as_bytes())?;
+            self.log_used(offset, len);
+            index = index.wrapping_add(span);
+        }
+        Ok(())
+    }
+
+    fn forget_done(&mut self) {
+        self.done.clear();
+        self.spans.clear();
+        self.unpublished = 0;
     }
 
     /// Whether the driver is to be called for what was published since this was last asked.
@@ -600,9 +649,13 @@ impl<M: UserMemory> Vring<M> {
         Ok(true)
     }
 
-    /// The entry of the available ring at `next_avail`, which the driver has made available.
+    /// The first descriptor of the chain at `next_avail`, which the driver has made available.
     #[inline]
     fn head(&mut self) -> Result<u16> {
+        if self.in_order {
+            // The driver takes its descriptors in the order of the table.
+            return Ok(self.slot(self.next_desc));
+        }
         let index = self.next_avail;
         let raw = match self.heads.get(index) {
             Some(raw) => raw,
@@ -634,14 +687,15 @@ impl<M: UserMemory> Vring<M> {
         self.heads.count = 0;
     }
 
-    /// Follows the chain from `head` and adds its buffers to `out`.
+    /// Follows the chain from `head` and adds its buffers to `out`. Returns it, and how many
+    /// descriptors it has in the ring itself.
     fn follow(
         &mut self,
         head: u16,
         mem_table: &MemTable,
         out: &mut Segments,
         dirty: Option<&mut DirtyList>,
-    ) -> Result<Chain, Fault> {
+    ) -> Result<(Chain, u16), Fault> {
         let mut parts = Parts {
             mem_table,
             out,
@@ -681,12 +735,13 @@ impl<M: UserMemory> Vring<M> {
             }
             index = desc.next;
         }
-        Ok(Chain {
+        let chain = Chain {
             head,
             readable: parts.readable,
             writable: parts.writable,
             descriptors: parts.descriptors,
-        })
+        };
+        Ok((chain, found))
     }
 
     /// Adds the buffers of the indirect table that `desc` names (virtio 1.3, section 2.7.5.3).
@@ -887,6 +942,8 @@ pub struct Take<'ring, M: UserMemory> {
     /// The length of `ring.done` before; the chains of this packet follow.
     done: usize,
     chains: u16,
+    /// The descriptors of these chains in the ring itself, a number that wraps.
+    descs: u16,
 }
 
 impl<M: UserMemory> Take<'_, M> {
@@ -911,7 +968,8 @@ impl<M: UserMemory> Take<'_, M> {
             }
         }
         // So many chains can be out only if one was made available again before it was used.
-        if ring.done.len() >= usize::from(ring.num).min(MAX_DONE) {
+        let out_there = ring.unpublished + usize::from(self.chains);
+        if out_there >= usize::from(ring.num) {
             return Err(Fault::new(EINVAL, "a chain is available twice"));
         }
         let head = ring
@@ -920,7 +978,7 @@ impl<M: UserMemory> Take<'_, M> {
         if head >= ring.num {
             return Err(Fault::new(EINVAL, "the head of a chain is out of range"));
         }
-        let chain = ring.follow(head, mem_table, out, dirty)?;
+        let (chain, descs) = ring.follow(head, mem_table, out, dirty)?;
         ring.done
             .push_within_capacity(UsedElem {
                 id: ring.endian.u32(u32::from(head)),
@@ -928,11 +986,13 @@ impl<M: UserMemory> Take<'_, M> {
             })
             .map_err(|_| Fault::new(ENOBUFS, "too many chains are completed"))?;
         ring.next_avail = ring.next_avail.wrapping_add(1);
+        ring.next_desc = ring.next_desc.wrapping_add(descs);
         self.chains = self.chains.wrapping_add(1);
+        self.descs = self.descs.wrapping_add(descs);
         Ok(Some(chain))
     }
 
-    /// Whether there is more in the ring, as [`Vring::is_empty`].
+    /// Whether there is no more in the ring, as [`Vring::is_empty`].
     pub fn is_last(&mut self) -> bool {
         self.ring.is_empty()
     }
@@ -956,8 +1016,34 @@ impl<M: UserMemory> Take<'_, M> {
     /// Completes the chains: the next [`Vring::publish`] gives them to the driver.
     #[inline]
     pub fn complete(mut self) {
+        if self.ring.in_order {
+            self.merge();
+        }
+        self.ring.unpublished += usize::from(self.chains);
         self.done = self.ring.done.len();
         self.chains = 0;
+        self.descs = 0;
+    }
+
+    /// Makes one used entry of those of the packet: it has the head of the last chain, and what was
+    /// written there. The driver knows that the chains before it are full.
+    fn merge(&mut self) {
+        let ring = &mut *self.ring;
+        let Some(last) = ring.done.last().copied().filter(|_| self.chains > 0) else {
+            return;
+        };
+        ring.done.truncate(self.done);
+        // Chains that nothing was written to need no entry of their own.
+        if let (Some(elem), Some(span)) = (ring.done.last_mut(), ring.spans.last_mut()) {
+            if elem.len == 0 && last.len == 0 {
+                elem.id = last.id;
+                *span = span.wrapping_add(self.chains);
+                return;
+            }
+        }
+        // There is room: the entries of the packet were just taken away.
+        let _ = ring.done.push_within_capacity(last);
+        let _ = ring.spans.push_within_capacity(self.chains);
     }
 }
 
@@ -966,5 +1052,6 @@ impl<M: UserMemory> Drop for Take<'_, M> {
     fn drop(&mut self) {
         self.ring.done.truncate(self.done);
         self.ring.next_avail = self.ring.next_avail.wrapping_sub(self.chains);
+        self.ring.next_desc = self.ring.next_desc.wrapping_sub(self.descs);
     }
 }
