@@ -95,6 +95,12 @@ demo-compare:
 check:
 	@scripts/check $(STEPS)
 
+.PHONY: bench bench-quick
+bench:
+	@tests/bench/run
+bench-quick:
+	@tests/bench/run --quick
+
 .PHONY: clean
 clean:
 	rm -rf build vhost_net.ko

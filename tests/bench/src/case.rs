@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The cases: what is sent, through what, in which form.
+
+use kselftest::feature::*;
+
+/// `VIRTIO_F_IN_ORDER`.
+pub const IN_ORDER: u64 = 1 << 35;
+
+/// What every case has, unless it says otherwise: what a Linux guest and QEMU agree on.
+const USUAL: u64 = VERSION_1 | MRG_RXBUF | EVENT_IDX;
+
+/// Which way packets go.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Flow {
+    /// From the guest to the tap, in batches.
+    Tx,
+    /// From the tap to the guest, in batches that wait in the tap.
+    Rx,
+    /// Both at once.
+    Both,
+    /// A packet from the guest to the tap; when it is there, the answer from the tap to the guest.
+    RoundTrip,
+}
+
+/// How a packet lies in guest memory.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Layout {
+    /// One buffer: header and packet.
+    Single,
+    /// Four buffers, the header in the first.
+    Four,
+    /// An indirect table of two buffers, header and packet.
+    Indirect,
+    /// The headers, then what a Linux guest's socket gives: buffers of 32 KiB.
+    Large,
+    /// Several chains of one buffer of 1536 bytes each. Only to receive.
+    Merged,
+}
+
+#[derive(Clone, Copy)]
+pub struct Case {
+    pub name: &'static str,
+    pub flow: Flow,
+    /// Length of a packet, from its Ethernet header.
+    pub len: usize,
+    pub layout: Layout,
+    /// Packets that are made available together.
+    pub batch: usize,
+    /// Packets to measure under icount; the wall clock takes more.
+    pub packets: usize,
+    /// Memory regions; the buffers are spread over all of them.
+    pub regions: u64,
+    pub features: u64,
+    /// The backend is a packet socket, not the tap.
+    pub raw: bool,
+    /// The worker's instructions, Rust / C, that the project wants at most.
+    pub goal: f64,
+}
+
+/// The simplest case, from which the others differ.
+const TX: Case = Case {
+    name: "tx-60",
+    flow: Flow::Tx,
+    len: 60,
+    layout: Layout::Single,
+    batch: 64,
+    packets: 6400,
+    regions: 1,
+    features: USUAL,
+    raw: false,
+    goal: 0.85,
+};
+const RX: Case = Case {
+    name: "rx-60",
+    flow: Flow::Rx,
+    ..TX
+};
+
+#[rustfmt::skip]
+pub const CASES: &[Case] = &[
+    TX,
+    RX,
+    Case { name: "tx-1500", len: 1500, packets: 3200, goal: 0.90, ..TX },
+    Case { name: "rx-1500", len: 1500, packets: 3200, goal: 0.90, ..RX },
+    Case { name: "tx-65000", len: 65000, layout: Layout::Large, packets: 640, goal: 0.95, ..TX },
+    Case { name: "rx-65000", len: 65000, packets: 640, goal: 0.95, ..RX },
+    Case { name: "tx-indirect", layout: Layout::Indirect, features: USUAL | INDIRECT, goal: 0.80, ..TX },
+    Case { name: "rx-indirect", layout: Layout::Indirect, features: USUAL | INDIRECT, goal: 0.80, ..RX },
+    Case { name: "tx-4-segments", layout: Layout::Four, goal: 0.80, ..TX },
+    Case { name: "rx-4-segments", layout: Layout::Four, goal: 0.80, ..RX },
+    Case { name: "tx-latency", batch: 1, packets: 1600, goal: 1.00, ..TX },
+    Case { name: "rx-latency", batch: 1, packets: 1600, goal: 1.00, ..RX },
+    Case { name: "tx-64-regions", regions: 64, goal: 0.80, ..TX },
+    Case { name: "rx-64-regions", regions: 64, goal: 0.80, ..RX },
+    Case { name: "tx-dirty-log", features: USUAL | LOG_ALL, goal: 0.50, ..TX },
+    Case { name: "rx-dirty-log", features: USUAL | LOG_ALL, goal: 0.50, ..RX },
+    Case { name: "tx-iotlb", features: USUAL | ACCESS_PLATFORM, ..TX },
+    Case { name: "rx-iotlb", features: USUAL | ACCESS_PLATFORM, ..RX },
+    Case { name: "tx-in-order", features: USUAL | IN_ORDER, goal: 1.00, ..TX },
+    Case { name: "rx-in-order", features: USUAL | IN_ORDER, goal: 1.00, ..RX },
+    Case { name: "rx-mergeable", len: 8000, layout: Layout::Merged, batch: 32, packets: 1600, goal: 1.00, ..RX },
+    Case { name: "tx-raw-socket", features: USUAL | VHOST_NET_HDR, raw: true, goal: 1.00, ..TX },
+    Case { name: "round-trip", flow: Flow::RoundTrip, batch: 1, packets: 1600, goal: 1.00, ..TX },
+    Case { name: "both-ways", flow: Flow::Both, packets: 12800, goal: 1.00, ..TX },
+];
+
+impl Case {
+    pub fn named(name: &str) -> Option<Case> {
+        CASES.iter().find(|c| c.name == name).copied()
+    }
+
+    /// Packets, or round trips, that one batch moves.
+    pub fn per_batch(&self) -> usize {
+        match self.flow {
+            Flow::Both => 2 * self.batch,
+            _ => self.batch,
+        }
+    }
+
+    /// Whether the packets are TCP segments that the receiver of the tap's traffic is to cut.
+    pub fn gso(&self) -> bool {
+        self.len > 16384
+    }
+
+    pub fn sends(&self) -> bool {
+        self.flow != Flow::Rx
+    }
+
+    pub fn receives(&self) -> bool {
+        self.flow != Flow::Tx
+    }
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the kernel is asked and told besides the device itself.
+
+use std::ffi::CString;
+use std::fs::read_to_string;
+use std::fs::File;
+use std::io::Error;
+use std::mem::ManuallyDrop;
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::path::Path;
+use std::time::Duration;
+use std::time::Instant;
+
+use kselftest::bail;
+use kselftest::Res;
+use kselftest::PATIENCE;
+
+fn check(result: i64) -> Res {
+    match result {
+        0 => Ok(()),
+        _ => Err(Error::last_os_error().into()),
+    }
+}
+
+/// Loads a module.
+pub fn load(file: &Path) -> Res {
+    let image = std::fs::read(file)?;
+    let none = CString::default();
+    // SAFETY: the kernel copies both.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_init_module,
+            image.as_ptr(),
+            image.len(),
+            none.as_ptr(),
+        )
+    })
+}
+
+/// Unloads a module, when its last user is gone.
+pub fn unload(name: &str) -> Res {
+    let c_name = CString::new(name).expect("a module's name");
+    let deadline = Instant::now() + Duration::from_secs(PATIENCE);
+    loop {
+        // SAFETY: the kernel copies the name.
+        let r = check(unsafe {
+            libc::syscall(libc::SYS_delete_module, c_name.as_ptr(), libc::O_NONBLOCK)
+        });
+        if r.is_ok() || Instant::now() > deadline {
+            return r;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Another's descriptor as a file, which is not closed.
+pub fn file(of: &impl AsRawFd) -> ManuallyDrop<File> {
+    // SAFETY: the descriptor is open, and nobody closes it here.
+    ManuallyDrop::new(unsafe { File::from_raw_fd(of.as_raw_fd()) })
+}
+
+/// The id of the device's worker thread.
+pub fn worker() -> Res<i32> {
+    let name = format!("vhost-{}", std::process::id());
+    for entry in std::fs::read_dir("/proc/self/task")? {
+        let path = entry?.path();
+        if read_to_string(path.join("comm"))?.trim_end() == name {
+            return Ok(path.file_name().unwrap().to_string_lossy().parse()?);
+        }
+    }
+    bail!("there is no thread called {name}")
+}
+
+/// The processor time of a thread, in nanoseconds. Exact while the thread sleeps.
+pub fn runtime(tid: i32) -> Res<u64> {
+    let text = read_to_string(format!("/proc/self/task/{tid}/schedstat"))?;
+    Ok(text.split(' ').next().unwrap_or_default().parse()?)
+}
+
+/// Packets that an interface has received.
+pub fn received(interface: &str) -> Res<u64> {
+    let text = read_to_string("/proc/self/net/dev")?;
+    for line in text.lines() {
+        if let Some((name, numbers)) = line.split_once(':') {
+            if name.trim() == interface {
+                return Ok(numbers
+                    .split_whitespace()
+                    .nth(1)
+                    .unwrap_or_default()
+                    .parse()?);
+            }
+        }
+    }
+    bail!("there is no interface {interface}")
+}
+
+/// Keeps a thread on one processor; 0 is the calling one.
+pub fn pin(tid: i32, cpu: usize) -> Res {
+    // SAFETY: all zero is a valid set, and the set is of that size.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        check(libc::sched_setaffinity(tid, size_of_val(&set), &set).into())
+    }
+}
