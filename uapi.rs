@@ -47,6 +47,10 @@ pub const GET_BACKEND_FEATURES: u32 = _IOR::<u64>(VIRTIO, 0x26);
 pub const NET_SET_BACKEND: u32 = _IOW::<VringFile>(VIRTIO, 0x30);
 pub const GET_FEATURES_ARRAY: u32 = _IOR::<u64>(VIRTIO, 0x83);
 pub const SET_FEATURES_ARRAY: u32 = _IOW::<u64>(VIRTIO, 0x83);
+#[cfg(CONFIG_VHOST_ENABLE_FORK_OWNER_CONTROL)]
+pub const SET_FORK_FROM_OWNER: u32 = _IOW::<u8>(VIRTIO, 0x84);
+#[cfg(CONFIG_VHOST_ENABLE_FORK_OWNER_CONTROL)]
+pub const GET_FORK_FROM_OWNER: u32 = _IOR::<u8>(VIRTIO, 0x85);
 
 /// The file descriptor that means none (`VHOST_FILE_UNBIND`).
 pub const FILE_UNBIND: i32 = -1;

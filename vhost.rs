@@ -28,6 +28,7 @@ use crate::{
             EventFdCtx,
             EventFdFile, //
         },
+        kthread::Kthread,
         poll::{
             self,
             PollEntry,
@@ -238,14 +239,33 @@ impl<D: Driver> Work for Runner<D> {
     }
 }
 
+/// The thread of a [`Worker`].
+enum Thread<D: Driver> {
+    /// One of the owner's own: in its cgroups, under its limits, and killed with it.
+    Owner(VhostTask<Runner<D>>),
+    /// One of the kernel's, in the owner's cgroups.
+    Kernel(Kthread<Runner<D>>),
+}
+
+impl<D: Driver> Thread<D> {
+    fn wake(&self) {
+        match self {
+            Self::Owner(task) => task.wake(),
+            Self::Kernel(task) => task.wake(),
+        }
+    }
+}
+
 /// The thread that runs the queues of a device, named `vhost-PID` after the owner.
 pub struct Worker<D: Driver> {
     set: Arc<WorkSet>,
-    task: VhostTask<Runner<D>>,
+    thread: Thread<D>,
 }
 
 impl<D: Driver> Worker<D> {
-    fn new(device: Arc<Device<D>>) -> Result<Arc<Self>> {
+    /// Makes the worker of a device that belongs to the current process, whose address space is
+    /// `mm`. `fork` says that the thread is to be one of that process.
+    fn new(device: Arc<Device<D>>, mm: &MmWithUser, fork: bool) -> Result<Arc<Self>> {
         let set = WorkSet::new()?;
         let runner = Arc::new(
             Runner {
@@ -255,8 +275,12 @@ impl<D: Driver> Worker<D> {
             GFP_KERNEL,
         )?;
         let name = CString::try_from_fmt(fmt!("vhost-{}", current!().pid()))?;
-        let task = VhostTask::spawn(runner, &name)?;
-        Ok(Arc::new(Self { set, task }, GFP_KERNEL)?)
+        let thread = if fork {
+            Thread::Owner(VhostTask::spawn(runner, &name)?)
+        } else {
+            Thread::Kernel(Kthread::spawn(runner, &name, mm.into())?)
+        };
+        Ok(Arc::new(Self { set, thread }, GFP_KERNEL)?)
     }
 
     /// Waits until all work that was there before is done, or never will be.
@@ -269,7 +293,7 @@ impl<D: Driver> Worker<D> {
         let ours = flushes.asked;
         // Under the lock: the order of the numbers is the order in the word.
         self.set.word.fetch_add(Word::FLUSH, Full);
-        self.task.wake();
+        self.thread.wake();
         while !flushes.killed && (ours.wrapping_sub(flushes.done) as i32) > 0 {
             self.set.flushed.wait(&mut flushes);
         }
@@ -279,7 +303,7 @@ impl<D: Driver> Worker<D> {
 impl<D: Driver> Wake for Worker<D> {
     fn wake(&self, bit: u32) {
         if self.set.add(bit) {
-            self.task.wake();
+            self.thread.wake();
         }
     }
 }
@@ -679,9 +703,20 @@ pub struct State<D: Driver> {
     owner: Option<Owner<D>>,
     mem: Option<Arc<MemTable>>,
     log_event: Option<Arc<EventFdCtx>>,
+    /// The next owner's worker is a thread of the owner's process.
+    fork: bool,
 }
 
 impl<D: Driver> State<D> {
+    fn new() -> Self {
+        Self {
+            owner: None,
+            mem: None,
+            log_event: None,
+            fork: crate::module_parameters::fork_from_owner_default.value(),
+        }
+    }
+
     /// Whether the device has an owner.
     pub fn has_owner(&self) -> bool {
         self.owner.is_some()
@@ -725,11 +760,7 @@ impl<D: Driver> Device<D> {
     pub fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
-                state <- new_mutex!(State {
-                    owner: None,
-                    mem: None,
-                    log_event: None,
-                }, "vhost_device"),
+                state <- new_mutex!(State::new(), "vhost_device"),
                 // A class for each queue: the lock validator knows them apart.
                 first <- new_mutex!(Queue::new(0)?, "vhost_first_queue"),
                 second <- new_mutex!(Queue::new(1)?, "vhost_second_queue"),
@@ -773,7 +804,7 @@ impl<D: Driver> Device<D> {
         }
         let mm = ARef::from(current!().mm().ok_or(EPERM)?);
         // Whatever the reason is that there is no thread to be had, this is what it is called.
-        let worker = Worker::new(this.into()).map_err(|_| ENOMEM)?;
+        let worker = Worker::new(this.into(), &mm, state.fork).map_err(|_| ENOMEM)?;
         this.each_queue(|queue| queue.worker = Some(worker.clone()));
         state.owner = Some(Owner { mm, worker });
         Ok(())
@@ -807,9 +838,7 @@ impl<D: Driver> Device<D> {
         });
         state.flush();
         self.each_queue(Queue::reset);
-        state.owner = None;
-        state.mem = None;
-        state.log_event = None;
+        *state = State::new();
         self.readers.notify_all();
     }
 
@@ -847,6 +876,12 @@ impl<D: Driver> Device<D> {
     /// [`ENOIOCTLCMD`] if there is no such ioctl, and as each one says.
     pub fn ioctl(&self, cmd: u32, arg: Arg) -> Result {
         let mut state = self.state.lock();
+        #[cfg(CONFIG_VHOST_ENABLE_FORK_OWNER_CONTROL)]
+        match cmd {
+            uapi::SET_FORK_FROM_OWNER => return Self::set_fork(&mut state, arg),
+            uapi::GET_FORK_FROM_OWNER => return arg.write(&u8::from(state.fork)),
+            _ => {}
+        }
         state.check_owner()?;
         let result = match cmd {
             uapi::SET_MEM_TABLE => self.set_mem_table(&mut state, arg),
@@ -856,6 +891,19 @@ impl<D: Driver> Device<D> {
         };
         state.flush();
         result
+    }
+
+    #[cfg(CONFIG_VHOST_ENABLE_FORK_OWNER_CONTROL)]
+    fn set_fork(state: &mut State<D>, arg: Arg) -> Result {
+        if state.has_owner() {
+            return Err(EBUSY);
+        }
+        state.fork = match arg.read::<u8>()? {
+            0 => false,
+            1 => true,
+            _ => return Err(EINVAL),
+        };
+        Ok(())
     }
 
     fn set_mem_table(&self, state: &mut State<D>, arg: Arg) -> Result {

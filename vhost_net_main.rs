@@ -33,6 +33,10 @@ module! {
             default: 2048,
             description: "Maximum number of iotlb entries. (default: 2048)",
         },
+        fork_from_owner_default: bool {
+            default: true,
+            description: "Set task mode as the default (default: Y)",
+        },
         experimental_zcopytx: i32 {
             default: 0,
             description: "Enable Zero Copy TX; 1 - Enable; 0 - Disable",

@@ -1025,8 +1025,8 @@ impl<M: UserMemory> Take<'_, M> {
         self.descs = 0;
     }
 
-    /// Makes one used entry of those of the packet: it has the head of the last chain, and what was
-    /// written there. The driver knows that the chains before it are full.
+    /// Makes one used entry of those of the packet: it has the head of the last chain, and what
+    /// was written there. The driver knows that the chains before it are full.
     fn merge(&mut self) {
         let ring = &mut *self.ring;
         let Some(last) = ring.done.last().copied().filter(|_| self.chains > 0) else {

@@ -5,6 +5,7 @@
  * sys/helpers.c includes this file, and bindgen reads both through it.
  */
 
+#include <linux/cgroup.h>
 #include <linux/errqueue.h>
 #include <linux/eventfd.h>
 #include <linux/fs.h>

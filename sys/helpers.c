@@ -25,6 +25,14 @@ __vhost_helper int rust_helper_futex_atomic_or(u32 mask, u32 __user *uaddr)
 	return arch_futex_atomic_op_inuser(FUTEX_OP_OR, mask, &old, uaddr);
 }
 
+/* linux/cgroup.h */
+
+__vhost_helper int rust_helper_cgroup_attach_task_all(struct task_struct *from,
+						      struct task_struct *task)
+{
+	return cgroup_attach_task_all(from, task);
+}
+
 /* linux/if_tap.h, linux/if_tun.h */
 
 __vhost_helper struct socket *rust_helper_tap_get_socket(struct file *file)
@@ -98,6 +106,11 @@ __vhost_helper void rust_helper_ptr_ring_unconsume(struct ptr_ring *r, void **ba
 }
 
 /* linux/sched.h */
+
+__vhost_helper void rust_helper_set_current_interruptible(void)
+{
+	set_current_state(TASK_INTERRUPTIBLE);
+}
 
 __vhost_helper void rust_helper_set_current_running(void)
 {

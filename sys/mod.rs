@@ -6,6 +6,7 @@
 //! `rust/kernel/`. This is the only folder with `unsafe` in it.
 
 pub mod eventfd;
+pub mod kthread;
 pub mod miscdev;
 pub mod poll;
 pub mod sched;

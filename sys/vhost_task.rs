@@ -13,7 +13,7 @@ use kernel::{
     sync::Arc, //
 };
 
-/// What a [`VhostTask`] does.
+/// What a [`VhostTask`] or a [`Kthread`](super::kthread::Kthread) does.
 pub trait Work: Send + Sync + 'static {
     /// What there is to do in one go.
     type Batch;
@@ -26,7 +26,8 @@ pub trait Work: Send + Sync + 'static {
     /// Does it.
     fn run(&self, batch: Self::Batch);
 
-    /// The owner's process is being killed: nothing is taken or run any more. Called by the task.
+    /// The owner's process is being killed: nothing is taken or run any more. Called by the task,
+    /// if it belongs to a process.
     fn killed(&self);
 }
 

@@ -11,9 +11,11 @@ use vhost::VhostBackend;
 use vhost::VringConfigData;
 use vm_memory::GuestMemoryMmap;
 
+use crate::check_eq;
 use crate::feature::*;
 use crate::mem::Mapped;
 use crate::mem::BASE;
+use crate::sys;
 use crate::Mem;
 use crate::Peer;
 use crate::Res;
@@ -40,6 +42,8 @@ pub struct Config {
     pub apart: bool,
     /// The packet socket at the other end carries virtio-net headers.
     pub peer_vnet: bool,
+    /// The worker is a kernel thread, not one of this process.
+    pub kernel_thread: bool,
 }
 
 impl Default for Config {
@@ -52,6 +56,7 @@ impl Default for Config {
             regions: vec![(BASE, 64 << 20)],
             apart: false,
             peer_vnet: false,
+            kernel_thread: false,
         }
     }
 }
@@ -129,6 +134,9 @@ impl Guest {
         let tap = Tap::new("tap0", cfg.backend_hdr())?;
         let peer = Peer::new(tap.index, cfg.peer_vnet)?;
         let net = Net::new(mem.as_vm_memory()?)?;
+        if cfg.kernel_thread {
+            check_eq!(sys::ioctl(&net, sys::SET_FORK_FROM_OWNER, &0u8), 0);
+        }
         net.set_owner()?;
         net.set_features(cfg.features)?;
         let view = if cfg.apart {

@@ -86,6 +86,8 @@ pub const GET_BACKEND_FEATURES: u64 = ior::<u64>(0x26);
 pub const NET_SET_BACKEND: u64 = iow::<VringFile>(0x30);
 pub const GET_FEATURES_ARRAY: u64 = ior::<u64>(0x83);
 pub const SET_FEATURES_ARRAY: u64 = iow::<u64>(0x83);
+pub const SET_FORK_FROM_OWNER: u64 = iow::<u8>(0x84);
+pub const GET_FORK_FROM_OWNER: u64 = ior::<u8>(0x85);
 
 /// The raw ioctl: 0 or the errno.
 pub fn ioctl<T: ?Sized>(fd: &impl AsRawFd, request: u64, arg: *const T) -> i32 {
