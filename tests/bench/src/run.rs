@@ -92,8 +92,6 @@ struct Bench {
     /// Receives what the guest sends. Not there while sending is measured: a copy for it would be made
     /// in the worker's time.
     listener: Option<Peer>,
-    /// Sends what the guest receives.
-    sender: Peer,
     /// The packet socket that is the backend in a case of that kind.
     raw: Option<Peer>,
     buf: Vec<u8>,
@@ -196,8 +194,9 @@ impl Bench {
         if case.gso() {
             guest.tap.offload(net::TUN_F_CSUM | net::TUN_F_TSO4)?;
         }
-        let listener = Peer::new(guest.tap.index, false)?;
         let sender = Peer::sender(guest.tap.index, case.gso())?;
+        // The library's guest may not keep a socket that listens.
+        let listener = std::mem::replace(&mut guest.peer, sender);
         let raw = match case.raw {
             true => Some(Peer::sender(guest.tap.index, false)?),
             false => None,
@@ -208,7 +207,6 @@ impl Bench {
             rx: Queue::new(case, RX, &mut guest),
             guest,
             listener: Some(listener),
-            sender,
             raw,
             buf: vec![0; 1 << 17],
             span: Duration::ZERO,
@@ -301,7 +299,7 @@ impl Bench {
             };
             let asked = listener.recv()?;
             self.tx.check_seq(&asked, tx_first)?;
-            self.rx.send(&self.sender, self.case)?;
+            self.rx.send(&self.guest.peer, self.case)?;
             finished(&mut self.guest.rx)?;
             finished(&mut self.guest.tx)?;
             self.span += start.elapsed();
@@ -312,7 +310,7 @@ impl Bench {
         }
 
         if self.case.receives() {
-            self.rx.send(&self.sender, self.case)?;
+            self.rx.send(&self.guest.peer, self.case)?;
             self.rx.offer(&mut self.guest.rx);
         }
         if self.case.sends() {
