@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 use kernel::prelude::*;
+use zerocopy::IntoBytes;
 
 /// An address in the owner's address space.
 ///
@@ -135,6 +136,13 @@ pub trait UserMemory {
 
     /// Reads `buf.len()` bytes from `addr`.
     fn read(&self, addr: UserAddr, buf: &mut [u8]) -> Result;
+
+    /// Reads 16 bytes from `addr`, as two words in the byte order of the CPU.
+    fn read_u64x2(&self, addr: UserAddr) -> Result<[u64; 2]> {
+        let mut value = [0; 2];
+        self.read(addr, value.as_mut_bytes())?;
+        Ok(value)
+    }
 
     /// Writes all of `buf` to `addr`.
     fn write(&self, addr: UserAddr, buf: &[u8]) -> Result;

@@ -139,6 +139,14 @@ struct RawDesc {
 /// The size of a descriptor in bytes.
 const DESC_SIZE: usize = size_of::<RawDesc>();
 
+impl RawDesc {
+    #[inline(always)]
+    fn read(mem: &impl UserMemory, addr: UserAddr) -> Result<Self> {
+        mem.read_u64x2(addr)
+            .map(|words| zerocopy::transmute!(words))
+    }
+}
+
 /// A descriptor, read once, in the CPU's byte order.
 #[derive(Clone, Copy)]
 struct Desc {
@@ -715,14 +723,8 @@ impl<M: UserMemory> Vring<M> {
             if found > self.num {
                 return Err(Fault::new(EINVAL, "a chain of descriptors loops"));
             }
-            let mut raw = RawDesc::default();
-            let addr = self.addrs.desc;
-            self.mem
-                .read(
-                    addr.offset(u64::from(index) * DESC_SIZE as u64),
-                    raw.as_mut_bytes(),
-                )
-                .because("a descriptor can't be read")?;
+            let addr = self.addrs.desc.offset(u64::from(index) * DESC_SIZE as u64);
+            let raw = RawDesc::read(&self.mem, addr).because("a descriptor can't be read")?;
             let desc = Desc::new(raw, self.endian);
 
             if desc.has(Desc::F_INDIRECT) {
@@ -897,16 +899,16 @@ impl<'a> TableReader<'a> {
 
     #[inline(always)]
     fn next(&mut self, mem: &impl UserMemory) -> Result<RawDesc> {
-        let mut raw = RawDesc::default();
         if self.rest.len() == 0 {
             self.refill()?;
         }
         if self.rest.len() >= DESC_SIZE {
-            mem.read(self.rest.addr(), raw.as_mut_bytes())?;
+            let raw = RawDesc::read(mem, self.rest.addr())?;
             self.rest = self.rest.skip(DESC_SIZE);
-        } else {
-            self.next_in_pieces(mem, raw.as_mut_bytes())?;
+            return Ok(raw);
         }
+        let mut raw = RawDesc::default();
+        self.next_in_pieces(mem, raw.as_mut_bytes())?;
         Ok(raw)
     }
 

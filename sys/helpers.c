@@ -169,9 +169,16 @@ __vhost_helper int rust_helper_put_user_u16(u16 value, u16 __user *addr)
 	return put_user(value, addr);
 }
 
-__vhost_helper unsigned long rust_helper_copy_from_user_16(void *to, const void __user *from)
+__vhost_helper int rust_helper_get_user_u64x2(u64 *to, const u64 __user *from)
 {
-	return copy_from_user(to, from, 16);
+	scoped_user_read_access_size(from, 2 * sizeof(*from), Efault) {
+		unsafe_get_user(to[0], from, Efault);
+		unsafe_get_user(to[1], from + 1, Efault);
+	}
+	return 0;
+
+Efault:
+	return -EFAULT;
 }
 
 /* net/sock.h */

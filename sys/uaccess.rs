@@ -67,18 +67,24 @@ impl UserMemory for CurrentMm {
     fn read(&self, addr: UserAddr, buf: &mut [u8]) -> Result {
         let from = addr.get() as *const c_void;
         let to = buf.as_mut_ptr().cast::<c_void>();
-        let left = match buf.len() {
-            // SAFETY: `to` is valid for writes of 16 bytes, the length of `buf`. The function
-            // checks the user address.
-            16 => unsafe { bindings::copy_from_user_16(to, from) },
-            // SAFETY: `to` is valid for writes of the length of `buf`. The function checks the
-            // user address.
-            len => unsafe { kernel::bindings::copy_from_user(to, from, len) },
-        };
+        // SAFETY: `to` is valid for writes of the length of `buf`. The function checks the user
+        // address.
+        let left = unsafe { kernel::bindings::copy_from_user(to, from, buf.len()) };
         if left != 0 {
             return Err(EFAULT);
         }
         Ok(())
+    }
+
+    #[inline(always)]
+    fn read_u64x2(&self, addr: UserAddr) -> Result<[u64; 2]> {
+        let mut value = [0; 2];
+        // SAFETY: `value` is valid for writes of two words. The function checks the user address.
+        let err = unsafe { bindings::get_user_u64x2(value.as_mut_ptr(), addr.get() as *const u64) };
+        if err != 0 {
+            return Err(EFAULT);
+        }
+        Ok(value)
     }
 
     #[inline(always)]

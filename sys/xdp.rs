@@ -187,11 +187,13 @@ impl XdpBatch {
         for byte in frag.range(0, HEADER_MAX) {
             byte.write(0);
         }
-        let mut from = Cursor::new(segments, skip);
-        from.read(frag.range(0, header))?;
-        from.read(frag.range(pad, pad + data_len))?;
+        let front = pad - header;
+        Cursor::new(segments, skip).read(frag.range(front, pad + data_len))?;
 
         let start = frag.start.as_ptr();
+        // SAFETY: Both are within the fragment, with the pad of the network stack between them,
+        // which no header is as long as. All that is copied was just read.
+        unsafe { start.copy_from_nonoverlapping(start.add(front), header) };
         let mut buff = MaybeUninit::<local::xdp_buff>::zeroed();
         // SAFETY: All bytes zero are a valid buffer, and the functions fill it in. `pad` and
         // `data_len` are within the fragment.
