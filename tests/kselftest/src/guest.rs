@@ -42,6 +42,10 @@ pub struct Config {
     pub apart: bool,
     /// The packet socket at the other end carries virtio-net headers.
     pub peer_vnet: bool,
+    /// The guest is big-endian, and the device a legacy one.
+    pub big_endian: bool,
+    /// The second word of features: with any, headers have room for what a packet in a UDP tunnel needs.
+    pub tunnel: u64,
     /// The worker is a kernel thread, not one of this process.
     pub kernel_thread: bool,
 }
@@ -56,6 +60,8 @@ impl Default for Config {
             regions: vec![(BASE, 64 << 20)],
             apart: false,
             peer_vnet: false,
+            big_endian: false,
+            tunnel: 0,
             kernel_thread: false,
         }
     }
@@ -85,7 +91,9 @@ impl Config {
 
     /// The length of the header that the guest sees.
     pub fn hdr(&self) -> usize {
-        if self.features & (VERSION_1 | MRG_RXBUF) != 0 {
+        if self.tunnel != 0 {
+            24
+        } else if self.features & (VERSION_1 | MRG_RXBUF) != 0 {
             12
         } else {
             10
@@ -128,9 +136,8 @@ impl Guest {
     /// A guest whose device has everything but its backends.
     pub fn stopped(cfg: Config) -> Res<Self> {
         let mem = Arc::new(Mem::new(&cfg.regions)?);
-        let event_idx = cfg.features & EVENT_IDX != 0;
-        let rx = Ring::new(&mem, cfg.rx_num, event_idx, cfg.base)?;
-        let tx = Ring::new(&mem, cfg.tx_num, event_idx, cfg.base)?;
+        let rx = Ring::new(&mem, cfg.rx_num, &cfg)?;
+        let tx = Ring::new(&mem, cfg.tx_num, &cfg)?;
         let tap = Tap::new("tap0", cfg.backend_hdr())?;
         let peer = Peer::new(tap.index, cfg.peer_vnet)?;
         let net = Net::new(mem.as_vm_memory()?)?;
@@ -138,7 +145,19 @@ impl Guest {
             check_eq!(sys::ioctl(&net, sys::SET_FORK_FROM_OWNER, &0u8), 0);
         }
         net.set_owner()?;
-        net.set_features(cfg.features)?;
+        if cfg.tunnel != 0 {
+            let features = [2, cfg.features, cfg.tunnel];
+            check_eq!(sys::ioctl(&net, sys::SET_FEATURES_ARRAY, &features), 0);
+        } else {
+            net.set_features(cfg.features)?;
+        }
+        for index in [RX, TX].into_iter().filter(|_| cfg.big_endian) {
+            let state = sys::State {
+                index: index as u32,
+                num: sys::BIG_ENDIAN,
+            };
+            check_eq!(sys::ioctl(&net, sys::SET_VRING_ENDIAN, &state), 0);
+        }
         let view = if cfg.apart {
             mem.map_again()?
         } else {
@@ -279,12 +298,15 @@ impl Guest {
     /// The header of a packet without offloads, in `buffers` buffers.
     pub fn check_rx_hdr(&self, got: &[u8], buffers: u16) -> Res {
         crate::check_eq!(got[..10], [0; 10], "virtio-net header");
-        if self.hdr == 12 {
-            crate::check_eq!(
-                u16::from_le_bytes([got[10], got[11]]),
-                buffers,
-                "num_buffers"
-            );
+        if self.hdr >= 12 {
+            let field = [got[10], got[11]];
+            let count = match self.cfg.big_endian {
+                true => u16::from_be_bytes(field),
+                false => u16::from_le_bytes(field),
+            };
+            check_eq!(count, buffers, "num_buffers");
+            let rest = &got[12..self.hdr];
+            crate::check!(rest.iter().all(|&b| b == 0), "header behind: {rest:?}");
         }
         Ok(())
     }

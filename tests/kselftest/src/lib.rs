@@ -44,6 +44,11 @@ pub mod feature {
     pub const EVENT_IDX: u64 = 1 << 29;
     pub const VERSION_1: u64 = 1 << 32;
     pub const ACCESS_PLATFORM: u64 = 1 << 33;
+    pub const IN_ORDER: u64 = 1 << 35;
+    /// Of the second word (65): large packets in UDP tunnels to the guest.
+    pub const GUEST_TUNNEL: u64 = 1 << 1;
+    /// Of the second word (67): such packets from the guest.
+    pub const HOST_TUNNEL: u64 = 1 << 3;
 }
 
 /// How long a test waits for something that must happen, in seconds. Generous: the machine may be

@@ -19,12 +19,17 @@ const TUNSETPERSIST: u64 = 0x4004_54cb;
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
 
+const SIOCBRADDBR: u64 = 0x89a0;
+const SIOCBRADDIF: u64 = 0x89a2;
+
 const IFF_TAP: i16 = 0x0002;
 const IFF_NO_PI: i16 = 0x1000;
 const IFF_VNET_HDR: i16 = 0x4000;
 
 pub const TUN_F_CSUM: u32 = 1;
 pub const TUN_F_TSO4: u32 = 2;
+pub const TUN_F_UDP_TUNNEL_GSO: u32 = 0x80;
+pub const TUN_F_UDP_TUNNEL_GSO_CSUM: u32 = 0x100;
 
 /// Length of an Ethernet header.
 pub const ETH: usize = 14;
@@ -61,6 +66,19 @@ fn if_ioctl(request: u64, req: &mut Ifreq) -> Res {
     // SAFETY: the descriptor is new.
     let s = unsafe { File::from_raw_fd(s) };
     ioctl(&s, request, req as *mut Ifreq as usize)
+}
+
+/// Joins interfaces to one Ethernet.
+pub fn bridge(name: &str, ports: &[&Tap]) -> Res {
+    if_ioctl(SIOCBRADDBR, &mut Ifreq::new(name))?;
+    for port in ports {
+        let mut r = Ifreq::new(name);
+        r.value[0] = port.index as u32;
+        if_ioctl(SIOCBRADDIF, &mut r)?;
+    }
+    let mut r = Ifreq::new(name);
+    r.value[0] = libc::IFF_UP as u32;
+    if_ioctl(libc::SIOCSIFFLAGS, &mut r)
 }
 
 /// A tap interface that is up.
@@ -287,6 +305,30 @@ pub fn tcp_frame(payload: usize, seed: u32) -> Vec<u8> {
     let pseudo = fold(&ip[12..20], 6 + (20 + payload as u32));
     ip[36..38].copy_from_slice(&pseudo.to_be_bytes());
     f
+}
+
+/// A packet as of [`tcp_frame`] in a UDP tunnel (VXLAN), the outer UDP checksum left out. Returned with it:
+/// where the outer UDP header, the inner IP header and the inner TCP header are.
+pub fn tunnel_frame(payload: usize, seed: u32) -> (Vec<u8>, [u16; 3]) {
+    let inner = tcp_frame(payload, seed);
+    let total = 20 + 8 + 8 + inner.len();
+    let mut f = frame(seed, ETH);
+    f[12..14].copy_from_slice(&[0x08, 0x00]);
+    let mut ip = [
+        0x45, 0, 0, 0, 0, 1, 0, 0, 64, 17, 0, 0, 198, 51, 100, 1, 198, 51, 100, 2,
+    ];
+    ip[2..4].copy_from_slice(&(total as u16).to_be_bytes());
+    let sum = !fold(&ip, 0);
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    f.extend(ip);
+    f.extend([0xc0, 0, 0x12, 0xb5]);
+    f.extend(((total - 20) as u16).to_be_bytes());
+    f.extend([0, 0]);
+    f.extend([8, 0, 0, 0, 0, 0, 7, 0]);
+    f.extend(&inner);
+    let outer = (ETH + 20) as u16;
+    let inner_ip = outer + 16 + ETH as u16;
+    (f, [outer, inner_ip, inner_ip + 20])
 }
 
 /// The 16-bit one's complement sum of bytes.

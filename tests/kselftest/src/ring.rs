@@ -2,6 +2,7 @@
 
 //! The driver's side of a split virtqueue.
 
+use std::collections::VecDeque;
 use std::sync::atomic::fence;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::AtomicU32;
@@ -13,7 +14,10 @@ use std::time::Instant;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
+use crate::feature::EVENT_IDX;
+use crate::feature::IN_ORDER;
 use crate::sys::readable;
+use crate::Config;
 use crate::Fail;
 use crate::Mem;
 use crate::Res;
@@ -64,6 +68,10 @@ pub struct Ring {
     mem: Arc<Mem>,
     pub num: u16,
     pub event_idx: bool,
+    /// The device uses chains in order, and may write one entry for many.
+    pub in_order: bool,
+    /// All fields are big-endian.
+    pub big_endian: bool,
     pub desc: u64,
     pub avail: u64,
     pub used: u64,
@@ -76,19 +84,27 @@ pub struct Ring {
     free: Vec<u16>,
     /// The descriptors of each chain that the device has, by its head.
     chains: Vec<Vec<u16>>,
+    /// How many bytes the device may write to each chain, by its head.
+    room: Vec<u32>,
+    /// The heads that the device has, in the order they were offered.
+    order: VecDeque<u16>,
+    /// What is left of an entry that stands for many chains.
+    batch: VecDeque<Used>,
     pub kick: EventFd,
     pub call: EventFd,
     pub err: EventFd,
 }
 
 impl Ring {
-    /// A queue of `num` entries in fresh guest memory that starts counting at `base`.
-    pub fn new(mem: &Arc<Mem>, num: u16, event_idx: bool, base: u16) -> Res<Self> {
+    /// A queue of `num` entries in fresh guest memory.
+    pub fn new(mem: &Arc<Mem>, num: u16, cfg: &Config) -> Res<Self> {
         let n = usize::from(num);
         let mut ring = Ring {
             mem: mem.clone(),
             num,
-            event_idx,
+            event_idx: cfg.features & EVENT_IDX != 0,
+            in_order: cfg.features & IN_ORDER != 0,
+            big_endian: cfg.big_endian,
             desc: mem.alloc(16 * n, 4096),
             avail: mem.alloc(6 + 2 * n, 4096),
             used: mem.alloc(6 + 8 * n, 4096),
@@ -97,13 +113,16 @@ impl Ring {
             used_idx: 0,
             free: vec![],
             chains: vec![],
+            room: vec![],
+            order: VecDeque::new(),
+            batch: VecDeque::new(),
             kick: EventFd::new(EFD_NONBLOCK)?,
             call: EventFd::new(EFD_NONBLOCK)?,
             err: EventFd::new(EFD_NONBLOCK)?,
         };
         // What follows the last ring belongs to no one: a write past the end is visible there.
         mem.alloc(4096, 4096);
-        ring.reset(base);
+        ring.reset(cfg.base);
         Ok(ring)
     }
 
@@ -113,12 +132,18 @@ impl Ring {
         self.mem.fill(self.desc, 16 * n, 0);
         self.mem.fill(self.avail, 6 + 2 * n, 0);
         self.mem.fill(self.used, 6 + 8 * n, 0);
-        self.free = (0..self.num).rev().collect();
+        // In order, the first chain's descriptor is the one that the base names.
+        let first = if self.in_order { base } else { 0 };
+        let id = |i: u16| first.wrapping_add(i) & (self.num - 1);
+        self.free = (0..self.num).rev().map(id).collect();
         self.chains = vec![vec![]; n];
+        self.room = vec![0; n];
+        self.order.clear();
+        self.batch.clear();
         self.avail_idx = base;
         self.told = base;
         self.used_idx = base;
-        self.u16_at(self.used + 2).store(base, Ordering::Release);
+        self.set_u16(self.used + 2, base);
         self.publish();
         self.set_used_event(base);
         while self.err.read().is_ok() {}
@@ -140,6 +165,33 @@ impl Ring {
         unsafe { AtomicU32::from_ptr(p.cast()) }
     }
 
+    fn set_u16(&self, gpa: u64, value: u16) {
+        let value = if self.big_endian {
+            value.to_be()
+        } else {
+            value.to_le()
+        };
+        self.u16_at(gpa).store(value, Ordering::Release);
+    }
+
+    fn get_u16(&self, gpa: u64) -> u16 {
+        let value = self.u16_at(gpa).load(Ordering::Acquire);
+        if self.big_endian {
+            u16::from_be(value)
+        } else {
+            u16::from_le(value)
+        }
+    }
+
+    fn get_u32(&self, gpa: u64) -> u32 {
+        let value = self.u32_at(gpa).load(Ordering::Relaxed);
+        if self.big_endian {
+            u32::from_be(value)
+        } else {
+            u32::from_le(value)
+        }
+    }
+
     /// Writes a descriptor, of the table or of an indirect one, whatever its content.
     pub fn put_desc(&self, table: u64, i: u16, addr: u64, len: u32, flags: u16, next: u16) {
         let mut d = [0; 16];
@@ -147,6 +199,11 @@ impl Ring {
         d[8..12].copy_from_slice(&len.to_le_bytes());
         d[12..14].copy_from_slice(&flags.to_le_bytes());
         d[14..].copy_from_slice(&next.to_le_bytes());
+        if self.big_endian {
+            for field in [0..8, 8..12, 12..14, 14..16] {
+                d[field].reverse();
+            }
+        }
         self.mem.write(table + 16 * u64::from(i), &d);
     }
 
@@ -183,7 +240,10 @@ impl Ring {
     /// Puts a chain of one indirect descriptor on the avail ring; its table is written to `table`.
     pub fn add_indirect(&mut self, segs: &[Seg], table: u64) -> u16 {
         self.put_table(table, segs);
-        self.add_raw(&[(table, 16 * segs.len() as u32, INDIRECT)])
+        let head = self.add_raw(&[(table, 16 * segs.len() as u32, INDIRECT)]);
+        let written = segs.iter().filter(|s| s.write);
+        self.room[usize::from(head)] = written.map(|s| s.len).sum();
+        head
     }
 
     /// Puts a chain of descriptors (address, length, flags except NEXT) on the avail ring.
@@ -200,6 +260,8 @@ impl Ring {
         }
         let head = ids[0];
         self.chains[usize::from(head)] = ids;
+        let written = list.iter().filter(|d| d.2 & WRITE != 0);
+        self.room[usize::from(head)] = written.map(|d| d.1).sum();
         self.offer(head);
         head
     }
@@ -207,19 +269,19 @@ impl Ring {
     /// Puts a head on the avail ring, not yet visible to the device.
     pub fn offer(&mut self, head: u16) {
         let slot = self.avail + 4 + 2 * u64::from(self.avail_idx & (self.num - 1));
-        self.u16_at(slot).store(head, Ordering::Relaxed);
+        self.set_u16(slot, head);
+        self.order.push_back(head);
         self.avail_idx = self.avail_idx.wrapping_add(1);
     }
 
     /// Makes what was offered visible to the device.
     pub fn publish(&self) {
-        self.u16_at(self.avail + 2)
-            .store(self.avail_idx, Ordering::Release);
+        self.set_u16(self.avail + 2, self.avail_idx);
     }
 
     /// Sets the index that the device sees to any value.
     pub fn publish_idx(&self, idx: u16) {
-        self.u16_at(self.avail + 2).store(idx, Ordering::Release);
+        self.set_u16(self.avail + 2, idx);
     }
 
     /// Does the device want to be told of what was published since it was last told?
@@ -250,47 +312,116 @@ impl Ring {
 
     /// The used ring's flags: 1, no kicks wanted.
     pub fn used_flags(&self) -> u16 {
-        self.u16_at(self.used).load(Ordering::Acquire)
+        self.get_u16(self.used)
     }
 
     /// The used ring's index: how many chains the device has ever completed.
     pub fn device_idx(&self) -> u16 {
-        self.u16_at(self.used + 2).load(Ordering::Acquire)
+        self.get_u16(self.used + 2)
     }
 
     /// The index that an avail index has to pass before the device wants a kick.
     pub fn avail_event(&self) -> u16 {
-        self.u16_at(self.used + 4 + 8 * u64::from(self.num))
-            .load(Ordering::Acquire)
+        self.get_u16(self.used + 4 + 8 * u64::from(self.num))
     }
 
     /// Sets the avail ring's flags: 1, no calls wanted.
     pub fn set_avail_flags(&self, flags: u16) {
-        self.u16_at(self.avail).store(flags, Ordering::Release);
+        self.set_u16(self.avail, flags);
     }
 
     /// Asks for a call when the used index passes `idx`.
     pub fn set_used_event(&self, idx: u16) {
-        self.u16_at(self.avail + 4 + 2 * u64::from(self.num))
-            .store(idx, Ordering::Release);
+        self.set_u16(self.avail + 4 + 2 * u64::from(self.num), idx);
         fence(Ordering::SeqCst);
     }
 
-    /// Takes one entry off the used ring, if there is one.
+    /// The entry of the used ring that `idx` falls on.
+    pub fn entry(&self, idx: u16) -> Used {
+        let slot = self.used + 4 + 8 * u64::from(idx & (self.num - 1));
+        Used {
+            id: self.get_u32(slot),
+            len: self.get_u32(slot + 4),
+        }
+    }
+
+    /// Takes one chain off the used ring, if there is one.
     pub fn pop(&mut self) -> Option<Used> {
+        if self.in_order {
+            return self.pop_in_order();
+        }
         if self.device_idx() == self.used_idx {
             return None;
         }
-        let slot = self.used + 4 + 8 * u64::from(self.used_idx & (self.num - 1));
-        let id = self.u32_at(slot).load(Ordering::Relaxed);
-        let len = self.u32_at(slot + 4).load(Ordering::Relaxed);
+        let used = self.entry(self.used_idx);
         self.used_idx = self.used_idx.wrapping_add(1);
-        let ids = match self.chains.get_mut(id as usize) {
+        let at = self.order.iter().position(|&h| u32::from(h) == used.id);
+        at.and_then(|at| self.order.remove(at));
+        let ids = self.take_chain(used.id);
+        self.free.extend(ids.iter().rev());
+        Some(used)
+    }
+
+    /// As [`Self::pop`], where an entry may stand for chains before the one that it names: those are
+    /// full.
+    fn pop_in_order(&mut self) -> Option<Used> {
+        if self.batch.is_empty() {
+            let (last, heads) = self.peek_batch()?;
+            for head in heads {
+                let len = match u32::from(head) == last.id {
+                    true => last.len,
+                    false => self.room[usize::from(head)],
+                };
+                let id = u32::from(head);
+                self.batch.push_back(Used { id, len });
+            }
+        }
+        let used = self.batch.pop_front()?;
+        self.release(used.id);
+        Some(used)
+    }
+
+    /// Takes one entry off the used ring of a device that uses in order, and all the chains that it
+    /// stands for.
+    pub fn pop_batch(&mut self) -> Option<(Used, Vec<u16>)> {
+        let (used, heads) = self.peek_batch()?;
+        for &head in &heads {
+            self.release(u32::from(head));
+        }
+        Some((used, heads))
+    }
+
+    fn peek_batch(&self) -> Option<(Used, Vec<u16>)> {
+        let there = self.device_idx().wrapping_sub(self.used_idx);
+        if there == 0 {
+            return None;
+        }
+        let used = self.entry(self.used_idx);
+        let at = self.order.iter().position(|&h| u32::from(h) == used.id);
+        let Some(at) = at else {
+            panic!("the device used chain {} that it does not have", used.id);
+        };
+        assert!(
+            at < usize::from(there),
+            "an entry for {} chains, and an index for {there}",
+            at + 1
+        );
+        Some((used, self.order.iter().take(at + 1).copied().collect()))
+    }
+
+    /// Frees the oldest chain; its descriptors are the last that will be taken again.
+    fn release(&mut self, head: u32) {
+        self.used_idx = self.used_idx.wrapping_add(1);
+        self.order.pop_front();
+        let ids = self.take_chain(head);
+        self.free.splice(0..0, ids.into_iter().rev());
+    }
+
+    fn take_chain(&mut self, id: u32) -> Vec<u16> {
+        match self.chains.get_mut(id as usize) {
             Some(c) if !c.is_empty() => std::mem::take(c),
             _ => panic!("the device used chain {id} that it does not have"),
-        };
-        self.free.extend(ids.iter().rev());
-        Some(Used { id, len })
+        }
     }
 
     /// Sleeps until the device has used a chain, and takes it.

@@ -78,6 +78,8 @@ pub const SET_VRING_NUM: u64 = iow::<State>(0x10);
 pub const SET_VRING_ADDR: u64 = iow::<Addr>(0x11);
 pub const SET_VRING_BASE: u64 = iow::<State>(0x12);
 pub const GET_VRING_BASE: u64 = ioc(3, 0x12, size_of::<State>());
+pub const SET_VRING_ENDIAN: u64 = iow::<State>(0x13);
+pub const GET_VRING_ENDIAN: u64 = iow::<State>(0x14);
 pub const SET_VRING_KICK: u64 = iow::<VringFile>(0x20);
 pub const SET_VRING_CALL: u64 = iow::<VringFile>(0x21);
 pub const SET_VRING_ERR: u64 = iow::<VringFile>(0x22);
@@ -88,6 +90,10 @@ pub const GET_FEATURES_ARRAY: u64 = ior::<u64>(0x83);
 pub const SET_FEATURES_ARRAY: u64 = iow::<u64>(0x83);
 pub const SET_FORK_FROM_OWNER: u64 = iow::<u8>(0x84);
 pub const GET_FORK_FROM_OWNER: u64 = ior::<u8>(0x85);
+
+/// The byte orders of `SET_VRING_ENDIAN`.
+pub const LITTLE_ENDIAN: u32 = 0;
+pub const BIG_ENDIAN: u32 = 1;
 
 /// The raw ioctl: 0 or the errno.
 pub fn ioctl<T: ?Sized>(fd: &impl AsRawFd, request: u64, arg: *const T) -> i32 {
