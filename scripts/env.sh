@@ -16,6 +16,10 @@ linux=$cache/linux             # the kernel's source, one tree for all flavours
 kdir=$cache/build/$flavour     # the kernel's build folder, KDIR of the module
 module_out=$root/build/$flavour # the module's build folder
 
+# virtme-ng, which boots the VMs.
+virtme_version=1.42
+virtme=$cache/tools/virtme-ng-$virtme_version
+
 # The host's toolchain. A rustup that comes first in PATH has no rust-src and writes other metadata than
 # the compiler that built the kernel, so every tool is named by its path.
 host=$(. /etc/os-release && echo "${ID:-}-${VERSION_ID:-}")
