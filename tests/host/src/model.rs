@@ -94,6 +94,18 @@ const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
+/// A chain that is taken and not published.
+#[derive(Clone, Copy, Debug)]
+pub struct Done {
+    pub head: u16,
+    /// The bytes that the device wrote.
+    pub len: u32,
+    /// The descriptors that it has in the ring itself.
+    descs: u16,
+    /// It is the last one of its packet.
+    ends: bool,
+}
+
 /// A device model on its own copy of memory.
 pub struct Model {
     pub mem: Mem,
@@ -104,10 +116,13 @@ pub struct Model {
     pub endian: Endian,
     pub event_idx: bool,
     pub notify_on_empty: bool,
+    pub in_order: bool,
     /// The log's user address, and the guest address of the used ring.
     pub log: Option<(u64, u64)>,
     /// The index of the next chain to take.
     pub last_avail: u16,
+    /// With `in_order`: the descriptor that the next chain starts with.
+    pub next_desc: u16,
     /// The driver's index as it was last seen.
     pub seen_avail: u16,
     /// The index of the next used entry.
@@ -117,7 +132,7 @@ pub struct Model {
     /// The used index at the last decision about a call.
     pub signalled: Option<u16>,
     /// Chains that are completed and not published.
-    pub done: Vec<(u16, u32)>,
+    pub done: Vec<Done>,
     /// Something was logged.
     pub logged: bool,
 }
@@ -132,6 +147,7 @@ impl Model {
 
     pub fn set_base(&mut self, base: u16) {
         self.last_avail = base;
+        self.next_desc = base;
         self.seen_avail = base;
         self.done.clear();
     }
@@ -204,8 +220,13 @@ impl Model {
         if self.done.len() >= self.num as usize {
             return Err(EINVAL);
         }
-        let slot = u64::from(self.last_avail) % u64::from(self.num);
-        let head = self.field(self.avail + 4 + 2 * slot)?;
+        let head = if self.in_order {
+            // The driver takes its descriptors one after the other, whatever it says.
+            (u32::from(self.next_desc) % self.num) as u16
+        } else {
+            let slot = u64::from(self.last_avail) % u64::from(self.num);
+            self.field(self.avail + 4 + 2 * slot)?
+        };
         if u32::from(head) >= self.num {
             return Err(EINVAL);
         }
@@ -215,7 +236,7 @@ impl Model {
             ..Found::default()
         };
         let mut index = head;
-        for _ in 0..self.num {
+        for descs in 1..=self.num as u16 {
             if u32::from(index) >= self.num {
                 return Err(EINVAL);
             }
@@ -228,7 +249,13 @@ impl Model {
             }
             if desc.flags & NEXT == 0 {
                 self.last_avail = self.last_avail.wrapping_add(1);
-                self.done.push((head, 0));
+                self.next_desc = self.next_desc.wrapping_add(descs);
+                self.done.push(Done {
+                    head,
+                    len: 0,
+                    descs,
+                    ends: false,
+                });
                 return Ok(Some(found));
             }
             index = desc.next;
@@ -273,25 +300,55 @@ impl Model {
 
     /// Gives back the `count` chains that were taken last.
     pub fn give_back(&mut self, count: usize) {
-        self.done.truncate(self.done.len() - count);
+        for done in self.done.split_off(self.done.len() - count) {
+            self.next_desc = self.next_desc.wrapping_sub(done.descs);
+        }
         self.last_avail = self.last_avail.wrapping_sub(count as u16);
     }
 
+    /// The chains that were taken last, and not given back, are a packet.
+    pub fn complete(&mut self) {
+        if let Some(last) = self.done.last_mut() {
+            last.ends = true;
+        }
+    }
+
+    /// Which chains one used entry stands for.
+    fn entries(&mut self) -> Vec<Vec<Done>> {
+        let done = std::mem::take(&mut self.done);
+        if !self.in_order {
+            return done.into_iter().map(|done| vec![done]).collect();
+        }
+        let mut entries: Vec<Vec<Done>> = Vec::new();
+        for packet in done.split_inclusive(|done| done.ends) {
+            let empty = |chains: &[Done]| chains.last().is_some_and(|last| last.len == 0);
+            match entries.last_mut() {
+                // As on a queue that transmits, where nothing is written.
+                Some(last) if empty(last) && empty(packet) => last.extend(packet),
+                _ => entries.push(packet.to_vec()),
+            }
+        }
+        entries
+    }
+
     pub fn publish(&mut self) -> Result {
-        for (head, len) in std::mem::take(&mut self.done) {
+        for chains in self.entries() {
             let slot = u64::from(self.last_used) % u64::from(self.num);
+            let last = chains.last().expect("an entry without a chain");
             let mut elem = Vec::new();
-            for value in [u32::from(head), len] {
+            for value in [u32::from(last.head), last.len] {
                 match self.endian {
                     Endian::Little => elem.extend(value.to_le_bytes()),
                     Endian::Big => elem.extend(value.to_be_bytes()),
                 }
             }
             self.put(4 + 8 * slot, &elem)?;
-            self.last_used = self.last_used.wrapping_add(1);
-            // The index came around to where the driver was called last: that says nothing now.
-            if self.signalled == Some(self.last_used) {
-                self.signalled = None;
+            for _ in chains {
+                self.last_used = self.last_used.wrapping_add(1);
+                // The index came around to where the driver was called last: that says nothing now.
+                if self.signalled == Some(self.last_used) {
+                    self.signalled = None;
+                }
             }
         }
         self.put_field(2, self.last_used)

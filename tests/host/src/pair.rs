@@ -46,6 +46,7 @@ pub struct Layout {
     pub big_endian: bool,
     pub event_idx: bool,
     pub notify_on_empty: bool,
+    pub in_order: bool,
     /// Where [`SPAN`] is cut into regions.
     pub cuts: Vec<u16>,
     /// Moves the ring's parts, as far as they may move.
@@ -101,6 +102,9 @@ impl Layout {
         }
         if self.notify_on_empty {
             bits.push(Features::NOTIFY_ON_EMPTY);
+        }
+        if self.in_order {
+            bits.push(Features::IN_ORDER);
         }
         Features::of(&bits)
     }
@@ -222,8 +226,10 @@ impl Pair {
             endian: layout.endian(),
             event_idx: layout.event_idx,
             notify_on_empty: layout.notify_on_empty,
+            in_order: layout.in_order,
             log: None,
             last_avail: layout.avail_base,
+            next_desc: layout.avail_base,
             seen_avail: layout.avail_base,
             last_used: 0,
             quiet: false,
@@ -313,7 +319,7 @@ impl Pair {
                 }
             };
             take.set_written(len);
-            self.model.done.last_mut().unwrap().1 = len;
+            self.model.done.last_mut().unwrap().len = len;
             if len % 4 == 0 {
                 prop_assert_eq!(take.is_last(), self.model.is_empty());
             }
@@ -334,6 +340,7 @@ impl Pair {
         }
         if complete {
             take.complete();
+            self.model.complete();
             self.completed
                 .extend(found.iter().map(|(found, len)| (found.head, *len)));
         } else {
@@ -436,6 +443,12 @@ impl Pair {
 
     /// Stops the ring, and starts it again or another in its place where it stood.
     pub fn resume(&mut self, another: bool) -> Step {
+        if self.layout.in_order {
+            // Where it stood in the descriptor table, nobody can say but the ring itself.
+            let started = self.ring.start(self.layout.endian());
+            prop_assert_eq!(started.map_err(|fault| fault.error), self.model.start());
+            return self.check();
+        }
         let base = self.ring.base();
         self.ring.set_used_log(None);
         self.model.log = None;
@@ -533,6 +546,7 @@ struct Made {
 
 /// A driver that keeps the rules.
 pub struct Driver {
+    /// The last is taken first.
     free: Vec<u16>,
     /// Places for indirect tables that are free.
     slots: Vec<usize>,
@@ -542,6 +556,7 @@ pub struct Driver {
     queue: VecDeque<u16>,
     next_avail: u16,
     last_used: u16,
+    in_order: bool,
 }
 
 const SLOT: u64 = 0x200;
@@ -550,17 +565,22 @@ const SLOT_DESCS: usize = 31;
 
 impl Driver {
     pub fn new(layout: &Layout) -> Self {
-        // Not in order: 5 shares no factor with a power of two.
-        let free = (0..layout.num)
-            .map(|i| (i.wrapping_mul(5).wrapping_add(u32::from(layout.skew)) % layout.num) as u16)
-            .collect();
+        let at = |i: u32| {
+            if layout.in_order {
+                (u32::from(layout.avail_base) + layout.num - 1 - i) % layout.num
+            } else {
+                // Not in order: 5 shares no factor with a power of two.
+                (i.wrapping_mul(5).wrapping_add(u32::from(layout.skew))) % layout.num
+            }
+        };
         Self {
-            free,
+            free: (0..layout.num).map(|i| at(i) as u16).collect(),
             slots: (0..SLOTS as usize).collect(),
             made: HashMap::new(),
             queue: VecDeque::new(),
             next_avail: layout.avail_base,
             last_used: layout.used_base,
+            in_order: layout.in_order,
         }
     }
 
@@ -597,7 +617,10 @@ impl Driver {
             return false;
         }
 
-        let descs = self.free.split_off(self.free.len() - groups.len());
+        let mut descs = self.free.split_off(self.free.len() - groups.len());
+        if pair.layout.in_order {
+            descs.reverse();
+        }
         let slots = self.slots.split_off(self.slots.len() - wanted);
         let mut free_slots = slots.iter();
         for (i, (indirect, group)) in groups.iter().enumerate() {
@@ -673,19 +696,39 @@ impl Driver {
             let slot = u64::from(self.last_used) % u64::from(pair.layout.num);
             let id = pair.mem.get_u32(used + 4 + 8 * slot, endian);
             let len = pair.mem.get_u32(used + 8 + 8 * slot, endian);
+            // An entry stands for the chains before its own, if it stands for more than one.
+            while pair.layout.in_order {
+                match pair.completed.front() {
+                    Some(&(head, _)) if u32::from(head) != id => {
+                        pair.completed.pop_front();
+                        self.take_back(head)?;
+                        prop_assert!(self.last_used != idx, "more chains than the index says");
+                    }
+                    _ => break,
+                }
+            }
             prop_assert_eq!(
                 pair.completed
                     .pop_front()
                     .map(|(head, len)| (u32::from(head), len)),
                 Some((id, len))
             );
-            let made = self.made.remove(&(id as u16));
-            prop_assert!(made.is_some(), "chain {} was completed twice", id);
-            let made = made.unwrap();
-            self.free.extend(made.descs);
-            self.slots.extend(made.slots);
-            self.last_used = self.last_used.wrapping_add(1);
+            self.take_back(id as u16)?;
         }
+        Ok(())
+    }
+
+    fn take_back(&mut self, head: u16) -> Step {
+        let made = self.made.remove(&head);
+        prop_assert!(made.is_some(), "chain {} was completed twice", head);
+        let made = made.unwrap();
+        if self.in_order {
+            self.free.splice(0..0, made.descs.into_iter().rev());
+        } else {
+            self.free.extend(made.descs);
+        }
+        self.slots.extend(made.slots);
+        self.last_used = self.last_used.wrapping_add(1);
         Ok(())
     }
 }

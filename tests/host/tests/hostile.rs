@@ -95,7 +95,7 @@ fn guest() -> impl Strategy<Value = Guest> {
         .prop_flat_map(|(shift, wild)| {
             let num = 1u16 << shift;
             (
-                (any::<[bool; 3]>(), any::<u8>(), any::<[u16; 2]>()),
+                (any::<[bool; 4]>(), any::<u8>(), any::<[u16; 2]>()),
                 vec(0..0x4000u16, 0..10),
                 0..0x2000u32,
                 vec(desc(num, wild, false), usize::from(num)),
@@ -114,6 +114,7 @@ fn guest() -> impl Strategy<Value = Guest> {
                     big_endian: flags[0],
                     event_idx: flags[1],
                     notify_on_empty: flags[2],
+                    in_order: flags[3],
                     cuts,
                     skew,
                     log_addr,
@@ -153,7 +154,7 @@ fn op() -> impl Strategy<Value = Op> {
         10 => (1..5u16).prop_map(Op::Offer),
         1 => any::<u16>().prop_map(Op::Jump),
         5 => Just(Op::Skip),
-        10 => (vec(any::<u32>(), 1..6), any::<bool>()).prop_map(|(w, c)| Op::Take(w, c)),
+        10 => (vec(prop_oneof![Just(0), any::<u32>()], 1..6), any::<bool>()).prop_map(|(w, c)| Op::Take(w, c)),
         4 => Just(Op::Publish),
         3 => Just(Op::WantsCall),
         2 => Just(Op::DisableKicks),
@@ -352,6 +353,7 @@ fn plain(num: u32) -> Layout {
         big_endian: false,
         event_idx: false,
         notify_on_empty: false,
+        in_order: false,
         cuts: vec![0x10, 0x1008, 0x1009],
         skew: 1,
         log_addr: 0,

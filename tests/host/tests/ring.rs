@@ -7,7 +7,7 @@ use proptest::{collection::vec, prelude::*};
 use vhost_net_host_tests::{
     config,
     mem::{Access, Event, Mem, USER_END},
-    pair::{Driver, Layout, Pair, Shape, Step, F_NEXT, SPAN},
+    pair::{Driver, Layout, Pair, Shape, Step, F_INDIRECT, F_NEXT, SPAN},
     usermem::UserAddr,
     vring::{Endian, RingAddrs, Vring, MAX_NUM},
 };
@@ -49,10 +49,15 @@ fn shape() -> impl Strategy<Value = Shape> {
         })
 }
 
+/// How many bytes the device says it wrote; nothing, as a device that only reads.
+fn written() -> impl Strategy<Value = u32> {
+    prop_oneof![Just(0), any::<u32>()]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         8 => (shape(), any::<bool>()).prop_map(|(shape, expose)| Op::Add(shape, expose)),
-        8 => (vec(any::<u32>(), 1..5), proptest::bool::weighted(0.7))
+        8 => (vec(written(), 1..5), proptest::bool::weighted(0.7))
             .prop_map(|(written, complete)| Op::Take(written, complete)),
         4 => Just(Op::Publish),
         4 => Just(Op::WantsCall),
@@ -72,7 +77,7 @@ fn op() -> impl Strategy<Value = Op> {
 fn layout() -> impl Strategy<Value = Layout> {
     (
         prop_oneof![20 => 0..9u32, 1 => 9..16u32],
-        any::<[bool; 3]>(),
+        any::<[bool; 4]>(),
         vec(0..0x4000u16, 0..12),
         any::<u8>(),
         prop_oneof![0..0x700_0000u32, 0xff0..0x1010u32],
@@ -83,6 +88,7 @@ fn layout() -> impl Strategy<Value = Layout> {
             big_endian: flags[0],
             event_idx: flags[1],
             notify_on_empty: flags[2],
+            in_order: flags[3],
             cuts,
             skew,
             log_addr,
@@ -246,6 +252,7 @@ fn small(num: u32) -> Layout {
         big_endian: false,
         event_idx: true,
         notify_on_empty: false,
+        in_order: false,
         cuts: vec![],
         skew: 0,
         log_addr: 0x1000,
@@ -504,6 +511,117 @@ fn the_longest_indirect_table() {
         assert_eq!(error, want);
         assert_eq!(found.len(), usize::from(want.is_none()));
     }
+}
+
+/// As many empty buffers as a ring and a table have, in tables, are a chain; with one more it is refused, and
+/// no more is read than that.
+#[test]
+fn the_longest_chain() {
+    let most = MAX_NUM + 0x1_0000;
+    let mut pair = Pair::new(small(MAX_NUM));
+    let (user, guest, size) = (0x900_0000_0000, 0x40_0000, 0x10_0000u64);
+    for mem in [&pair.mem, &pair.model.mem] {
+        mem.add(user, size, Access::Read);
+    }
+    pair.regions.push(vhost_net_host_tests::model::ModelRegion {
+        guest,
+        size: u128::from(size),
+        user,
+    });
+    pair.table = vhost_net_host_tests::pair::table(&pair.regions);
+    let mut table: Vec<u8> = pair.desc(0, 0, F_NEXT, 0).repeat(0xffff);
+    table.extend(pair.desc(0, 0, 0, 0));
+    pair.put(user, &table);
+    pair.put_u16(pair.layout.avail() + 2, 1);
+
+    // Tables that end where all of them do: so many descriptors in the first, then whole tables, over and over.
+    let rest = most - 0x1_0000;
+    for (first, tables, want) in [
+        (rest, 2, Ok(most)),
+        (rest + 1, 2, Err(EINVAL)),
+        (0x1_0000, MAX_NUM, Err(EINVAL)),
+    ] {
+        for i in 0..tables {
+            let count = if i == 0 { first } else { 0x1_0000 };
+            let more = if i + 1 < tables { F_NEXT } else { 0 };
+            let addr = guest + size - 16 * u64::from(count);
+            let raw = pair.desc(addr, 16 * count, F_INDIRECT | more, i as u16 + 1);
+            pair.put(pair.layout.desc() + 16 * u64::from(i), &raw);
+        }
+        pair.mem.reads();
+        let mut take = pair.ring.take();
+        let got = take.next_chain(&pair.table, &mut pair.out, None);
+        let got = got.map(|chain| chain.unwrap().descriptors);
+        assert_eq!(got.map_err(|fault| fault.error), want);
+        drop(take);
+        // The index and the entry, the descriptors of the tables, and the one too many.
+        let (reads, _) = pair.mem.reads();
+        assert!(reads <= u64::from(most) + 1 + 2 + 3, "{reads} reads");
+        assert_eq!(pair.ring.base(), 0);
+    }
+}
+
+/// Chains that are used in order: where the entries are, and what they say.
+#[test]
+fn in_order_entries() {
+    let mut layout = small(16);
+    (layout.in_order, layout.avail_base, layout.used_base) = (true, 12, 14);
+    let mut pair = Pair::new(layout);
+    let mut driver = Driver::new(&pair.layout);
+    // Chains of two descriptors: their heads are 12, 14, 0, 2, 4, and so on.
+    let two = Shape {
+        buffers: vec![(5, 100), (7, 10)],
+        readable: 0,
+        tables: vec![],
+    };
+    while driver.add(&mut pair, &two) {}
+    driver.expose(&mut pair);
+    for written in [&[0][..], &[0], &[50, 60], &[0, 0], &[0]] {
+        pair.take(written, true).unwrap();
+        // Taken once and given back, a chain is the next one again.
+        pair.take(&[9, 9], false).unwrap();
+    }
+    assert_eq!((pair.ring.base(), pair.ring.unpublished()), (19, 7));
+    let used = pair.layout.used();
+    let entry = |pair: &Pair, slot: u64| {
+        let at = |offset| {
+            pair.mem
+                .get_u32(used + 4 + 8 * slot + offset, Endian::Little)
+        };
+        (at(0), at(4))
+    };
+    pair.publish().unwrap();
+    // Two packets of which nothing was written; one over two chains; two more in three chains.
+    let mut want = [(0, 0); 16];
+    (want[14], want[0], want[2]) = ((14, 0), (2, 60), (8, 0));
+    for (slot, want) in want.into_iter().enumerate() {
+        assert_eq!(entry(&pair, slot as u64), want, "the entry at {slot}");
+    }
+    assert_eq!(pair.mem.get_u16(used + 2, Endian::Little), 21);
+    assert_eq!(pair.ring.unpublished(), 0);
+    driver.reap(&mut pair).unwrap();
+}
+
+/// Whether the order of use counts is known before anything is taken: when it changes, what was completed is
+/// forgotten.
+#[test]
+fn another_order_forgets() {
+    let mut pair = Pair::new(small(8));
+    let mut driver = Driver::new(&pair.layout);
+    for _ in 0..4 {
+        driver.add(&mut pair, &one());
+    }
+    driver.expose(&mut pair);
+    let features = pair.layout.features();
+    pair.take(&[1, 2], true).unwrap();
+    pair.ring.set_features(features);
+    assert_eq!(pair.ring.unpublished(), 2);
+    pair.layout.in_order = true;
+    pair.ring.set_features(pair.layout.features());
+    assert_eq!(pair.ring.unpublished(), 0);
+    let used = pair.layout.used();
+    pair.ring.publish().unwrap();
+    assert_eq!(pair.mem.get_u16(used + 2, Endian::Little), 0);
 }
 
 #[test]
