@@ -141,6 +141,17 @@ fn tx_idle(g: &Guest) -> Res {
     settle(g)
 }
 
+/// Waits until all that a start woke has run, so that a TX queue runs when it is kicked and only then.
+///
+/// What was woken before a packet comes has run when the packet is received, but for what runs in the same
+/// round; that has run when the next one is.
+fn woken(g: &mut Guest) -> Res {
+    g.receive_all(&[frame(1, 60)])?;
+    g.receive_all(&[frame(2, 60)])?;
+    g.send_all(&[frame(3, 60)])?;
+    tx_idle(g)
+}
+
 /// A guest whose device logs to a bitmap at an odd address, and has not written anything since.
 fn logging(cfg: Config, used: bool) -> Res<(Guest, Bitmap)> {
     let g = Guest::stopped(cfg)?;
@@ -334,8 +345,7 @@ fn used_ring_from(cfg: Config) -> Res {
     // A TX queue that starts finds nothing, and asks for kicks.
     at_start.remove(&(TX_USED_PAGE + 3));
     check_eq!(at_start, Pages::new(), "pages marked by the start");
-    g.send_all(&[frame(1, 60)])?;
-    tx_idle(&g)?;
+    woken(&mut g)?;
     log.take()?;
 
     for i in 0..6 {
@@ -382,9 +392,7 @@ fn kick_wish() -> Res {
     for features in [VERSION_1, VERSION_1 | EVENT_IDX] {
         let cfg = Config::with(features).num(2 * PER_PAGE);
         let (mut g, log) = logging(cfg, true)?;
-        g.receive_all(&[frame(1, 60)])?;
-        g.send_all(&[frame(1, 60)])?;
-        tx_idle(&g)?;
+        woken(&mut g)?;
         log.take()?;
         let before = g.rx.avail_event();
         g.peer.send(&frame(2, 60))?;
@@ -411,9 +419,7 @@ fn all() -> Res {
     ] {
         let mut g = Guest::new(Config::with(features))?;
         let log = Bitmap::new(0x1000_0000, 5)?;
-        g.receive_all(&[frame(1, 60)])?;
-        g.send_all(&[frame(1, 60)])?;
-        tx_idle(&g)?;
+        woken(&mut g)?;
 
         // Switched on while it runs.
         check_eq!(log.install(&g), 0, "SET_LOG_BASE");
@@ -453,8 +459,7 @@ fn moved() -> Res {
     for skew in [0, 1, 3, 4, 7, 8, 4095, 64, 100] {
         logs.push(Bitmap::new(0x1000_0000, skew)?);
     }
-    g.send_all(&[frame(1, 60)])?;
-    tx_idle(&g)?;
+    woken(&mut g)?;
     for (i, log) in logs.iter().enumerate() {
         check_eq!(log.install(&g), 0, "SET_LOG_BASE");
         for other in &logs {
