@@ -13,7 +13,8 @@
 //! `follow_indirect`, `publish`, `read_heads` and `passed_event`), a check left out (an empty region, a
 //! wrap, a nested or a ragged table, readable behind writable, a chain that is available twice), a
 //! barrier left out, a hint trusted where regions overlap, entries kept over a new base, a [`Take`] that
-//! gives back too little, and a length in the wrong byte order.
+//! gives back too little, and a length in the wrong byte order; and with chains used in order, an entry in the
+//! wrong place, for too few chains or of the wrong one, and a descriptor lost when chains are given back.
 //!
 //! [`Take`]: vring::Take
 
