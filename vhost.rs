@@ -222,6 +222,7 @@ impl<D: Driver> Work for Runner<D> {
         for index in 0..QUEUES {
             let kicked = word.has(Word::kick(index));
             if kicked || word.has(Word::ready(index)) {
+                self.device.let_watchers_in();
                 D::run(&self.device, index, Cause { kicked });
                 cond_resched();
             }
@@ -713,7 +714,9 @@ impl<D: Driver> State<D> {
             owner: None,
             mem: None,
             log_event: None,
-            fork: crate::module_parameters::fork_from_owner_default.value(),
+            // Without the option to choose, it is one of the owner's.
+            fork: cfg!(not(CONFIG_VHOST_ENABLE_FORK_OWNER_CONTROL))
+                || crate::module_parameters::fork_from_owner_default.value(),
         }
     }
 
@@ -753,6 +756,8 @@ pub struct Device<D: Driver> {
     /// Who waits for messages from the device.
     #[pin]
     readers: PollCondVar,
+    /// How many want to look at the queues.
+    watchers: Atomic<u32>,
 }
 
 impl<D: Driver> Device<D> {
@@ -765,6 +770,7 @@ impl<D: Driver> Device<D> {
                 first <- new_mutex!(Queue::new(0)?, "vhost_first_queue"),
                 second <- new_mutex!(Queue::new(1)?, "vhost_second_queue"),
                 readers <- new_poll_condvar!("vhost_readers"),
+                watchers: Atomic::new(0),
             }),
             GFP_KERNEL,
         )
@@ -1054,34 +1060,48 @@ impl<D: Driver> Device<D> {
     }
 
     /// Prints the features and what each queue did, a key and a value a line.
+    ///
+    /// A queue that can't be had within a second is only said to be busy.
     pub fn show_fdinfo(&self, m: &SeqFile) {
-        for (index, queue) in [&self.first, &self.second].into_iter().enumerate() {
-            let Some(queue) = try_lock_for_a_while(queue) else {
-                seq_print!(m, "# queue {index} is busy\n");
-                continue;
-            };
-            if index == 0 {
-                let [low, high] = queue.features.words();
-                seq_print!(m, "vhost-features:\t{low:#x}\n");
-                seq_print!(m, "vhost-features-64:\t{high:#x}\n");
+        self.watchers.fetch_add(1, Relaxed);
+        if let Some(queue) = self.watch(&self.first) {
+            let [low, high] = queue.features.words();
+            seq_print!(m, "vhost-features:\t{low:#x}\n");
+            seq_print!(m, "vhost-features-64:\t{high:#x}\n");
+        }
+        for (queue, name) in [&self.first, &self.second].into_iter().zip(D::QUEUE_NAMES) {
+            match self.watch(queue) {
+                Some(queue) => queue.show(m),
+                None => seq_print!(m, "{name}-state:\tbusy\n"),
             }
-            queue.show(m);
         }
+        self.watchers.fetch_sub(1, Relaxed);
     }
-}
 
-/// Locks a queue, but gives up after a second.
-///
-/// The worker holds the mutex while it accesses the owner's memory, which the owner can make wait
-/// for as long as it likes (`userfaultfd`). Who only looks must not wait with it.
-fn try_lock_for_a_while<D: Driver>(queue: &Mutex<Queue<D>>) -> Option<MutexGuard<'_, Queue<D>>> {
-    for _ in 0..1000 {
-        if let Some(guard) = queue.try_lock() {
-            return Some(guard);
+    /// Locks a queue, but gives up after a second.
+    ///
+    /// The worker holds the mutex while it accesses the owner's memory, which the owner can make
+    /// wait for as long as it likes (`userfaultfd`). Who only looks must not wait with it.
+    fn watch<'a>(&self, queue: &'a Mutex<Queue<D>>) -> Option<MutexGuard<'a, Queue<D>>> {
+        for _ in 0..1000 {
+            if let Some(guard) = queue.try_lock() {
+                return Some(guard);
+            }
+            if current!().signal_pending() {
+                break;
+            }
+            fsleep(Delta::from_millis(1));
         }
-        fsleep(Delta::from_millis(1));
+        None
     }
-    None
+
+    /// Lets those who want to look at a queue have it for a moment, which a worker with much to do
+    /// would else never do.
+    fn let_watchers_in(&self) {
+        if self.watchers.load(Relaxed) > 0 {
+            fsleep(Delta::from_millis(2));
+        }
+    }
 }
 
 /// The words of a `VHOST_GET_FEATURES_ARRAY` or `VHOST_SET_FEATURES_ARRAY` argument.

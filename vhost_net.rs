@@ -205,8 +205,8 @@ impl Driver for Net {
 enum Step {
     /// It was moved, or lost.
     Done(Cost),
-    /// The guest has made no buffer available.
-    NoBuffer,
+    /// The guest has not made enough buffers available.
+    NoBuffer(Cost),
     /// The backend has no packet, or takes none now.
     NotReady,
 }
@@ -216,6 +216,13 @@ enum Step {
 struct Cost {
     bytes: usize,
     descriptors: u32,
+}
+
+impl Cost {
+    fn add(&mut self, other: Self) {
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.descriptors = self.descriptors.saturating_add(other.descriptors);
+    }
 }
 
 /// What the socket is like, which is asked once a turn.
@@ -269,11 +276,9 @@ fn move_packets(queue: &mut Queue<Net>, mem: &MemTable, sock: &Socket) -> Result
             _ => transmit(queue, mem, &target, cost.bytes)?,
         };
         match step {
-            Step::Done(packet) => {
-                cost.bytes = cost.bytes.saturating_add(packet.bytes);
-                cost.descriptors = cost.descriptors.saturating_add(packet.descriptors);
-            }
-            Step::NoBuffer => {
+            Step::Done(packet) => cost.add(packet),
+            Step::NoBuffer(packet) => {
+                cost.add(packet);
                 finish(queue, sock)?;
                 if !queue.enable_kicks()? {
                     return Ok(());
@@ -337,7 +342,7 @@ fn transmit(
     segments.clear();
     let mut take = queue.ring.take();
     let Some(chain) = take.next_chain(mem, segments, None)? else {
-        return Ok(Step::NoBuffer);
+        return Ok(Step::NoBuffer(Cost::default()));
     };
     if chain.writable > 0 {
         return Err(Fault::new(EFAULT, "a buffer to transmit is writable"));
@@ -451,24 +456,26 @@ fn receive(queue: &mut Queue<Net>, mem: &MemTable) -> Result<Step, Fault> {
     let mut take = queue.ring.take();
     let most = if mergeable { MAX_SEGMENTS } else { 1 };
     let mut room = 0;
-    let mut cost = Cost {
-        bytes: len,
-        descriptors: 0,
-    };
     while room < len && usize::from(take.chains()) < most {
         let before = segments.len();
         let dirty = log.is_some().then_some(&mut *dirty);
         let Some(chain) = take.next_chain(mem, segments, dirty)? else {
-            return Ok(Step::NoBuffer);
+            return Ok(Step::NoBuffer(Cost {
+                bytes: 0,
+                descriptors: take.descriptors(),
+            }));
         };
         if chain.readable > 0 || chain.writable == 0 {
             return Err(Fault::new(EINVAL, "a buffer to receive is not writable"));
         }
-        cost.descriptors += chain.descriptors;
         let size = total_len(segments.from(before));
         take.set_written(size.min(len - room) as u32);
         room = room.saturating_add(size);
     }
+    let cost = Cost {
+        bytes: len,
+        descriptors: take.descriptors(),
+    };
     if room < len {
         // It will never fit.
         receiver.discard();
@@ -509,7 +516,7 @@ fn receive(queue: &mut Queue<Net>, mem: &MemTable) -> Result<Step, Fault> {
 
 /// Marks the first `len` bytes of `dirty` in the log.
 ///
-/// Fails with [`EFAULT`] if part of the log is not mapped; the rest is marked.
+/// Fails with [`EFAULT`] if part of the log is not mapped; then not all of it is marked.
 #[cold]
 fn log_packet(log: DirtyLog, dirty: &DirtyList, len: usize) -> Result {
     // The data before its bits in the log; pairs with the VMM's atomic exchange of the log.

@@ -42,10 +42,10 @@ pub const MAX_NUM: u32 = 0x8000;
 /// The most descriptors that an indirect table may have: they are linked by 16-bit numbers.
 const MAX_INDIRECT: u32 = 0x1_0000;
 
-/// The most descriptors that a chain may have, in the ring and in all its indirect tables. An
-/// honest driver is far below; without a limit, a ring full of tables would keep the device for
-/// minutes.
-const MAX_CHAIN: u32 = MAX_NUM + MAX_INDIRECT;
+/// The most descriptors that the chains of one packet may have, in the ring and in all their
+/// indirect tables. An honest driver is far below; without a limit, a ring full of tables would
+/// keep the device for minutes.
+const MAX_PACKET: u32 = MAX_NUM + MAX_INDIRECT;
 
 /// How many entries of the available ring are read at a time.
 const HEADS: usize = 64;
@@ -263,8 +263,9 @@ pub struct Vring<M> {
     used_log: Option<UsedLog>,
     /// The index of the next chain to take (`last_avail_idx`).
     next_avail: u16,
-    /// With `in_order`: the place in the descriptor table of the next chain, which wraps.
-    next_desc: u16,
+    /// With `in_order`: the place in the descriptor table of the next chain, which wraps; unknown
+    /// until a chain was taken.
+    next_desc: Option<u16>,
     /// The driver's index as last read.
     avail_idx: u16,
     /// The index of the next used entry to write.
@@ -306,7 +307,7 @@ impl<M: UserMemory> Vring<M> {
             in_order: false,
             used_log: None,
             next_avail: 0,
-            next_desc: 0,
+            next_desc: None,
             avail_idx: 0,
             used_idx: 0,
             used_flags: 0,
@@ -338,6 +339,7 @@ impl<M: UserMemory> Vring<M> {
         self.used_flags = 0;
         self.called_at = None;
         self.logged = false;
+        self.log_failed = false;
         self.set_base(0);
     }
 
@@ -356,7 +358,7 @@ impl<M: UserMemory> Vring<M> {
         self.num
     }
 
-    /// Sets the number of descriptors.
+    /// Sets the number of descriptors. What was completed but not published is forgotten.
     ///
     /// Fails with [`EINVAL`] unless `num` is a power of two from 1 to [`MAX_NUM`].
     pub fn set_num(&mut self, num: u32) -> Result {
@@ -364,6 +366,7 @@ impl<M: UserMemory> Vring<M> {
             return Err(EINVAL);
         }
         self.num = num as u16;
+        self.forget_done();
         self.forget_heads();
         Ok(())
     }
@@ -388,7 +391,7 @@ impl<M: UserMemory> Vring<M> {
     /// not published is forgotten.
     pub fn set_base(&mut self, base: u16) {
         self.next_avail = base;
-        self.next_desc = base;
+        self.next_desc = None;
         self.avail_idx = base;
         self.forget_done();
         self.forget_heads();
@@ -402,6 +405,7 @@ impl<M: UserMemory> Vring<M> {
         let in_order = features.has(Features::IN_ORDER);
         if in_order != self.in_order {
             self.in_order = in_order;
+            self.next_desc = None;
             self.forget_done();
         }
     }
@@ -443,7 +447,12 @@ impl<M: UserMemory> Vring<M> {
     /// before.
     pub fn start(&mut self, endian: Endian) -> Result<(), Fault> {
         let before = core::mem::replace(&mut self.endian, endian);
-        self.try_start().inspect_err(|_| self.endian = before)
+        self.try_start().inspect_err(|_| self.endian = before)?;
+        if endian != before {
+            // It is in the other byte order.
+            self.forget_done();
+        }
+        Ok(())
     }
 
     fn try_start(&mut self) -> Result<(), Fault> {
@@ -467,6 +476,7 @@ impl<M: UserMemory> Vring<M> {
             done,
             chains: 0,
             descs: 0,
+            descriptors: 0,
         }
     }
 
@@ -660,9 +670,9 @@ impl<M: UserMemory> Vring<M> {
     /// The first descriptor of the chain at `next_avail`, which the driver has made available.
     #[inline]
     fn head(&mut self) -> Result<u16> {
-        if self.in_order {
+        if let Some(next) = self.next_desc.filter(|_| self.in_order) {
             // The driver takes its descriptors in the order of the table.
-            return Ok(self.slot(self.next_desc));
+            return Ok(self.slot(next));
         }
         let index = self.next_avail;
         let raw = match self.heads.get(index) {
@@ -695,14 +705,16 @@ impl<M: UserMemory> Vring<M> {
         self.heads.count = 0;
     }
 
-    /// Follows the chain from `head` and adds its buffers to `out`. Returns it, and how many
-    /// descriptors it has in the ring itself.
+    /// Follows the chain from `head` and adds its buffers to `out`. `before` descriptors of the
+    /// packet were read before. Returns the chain, and how many descriptors it has in the ring
+    /// itself.
     fn follow(
         &mut self,
         head: u16,
         mem_table: &MemTable,
         out: &mut Segments,
         dirty: Option<&mut DirtyList>,
+        before: u32,
     ) -> Result<(Chain, u16), Fault> {
         let mut parts = Parts {
             mem_table,
@@ -710,7 +722,7 @@ impl<M: UserMemory> Vring<M> {
             dirty,
             readable: 0,
             writable: 0,
-            descriptors: 0,
+            descriptors: before,
         };
         let mut index = head;
         let mut found = 0;
@@ -741,7 +753,7 @@ impl<M: UserMemory> Vring<M> {
             head,
             readable: parts.readable,
             writable: parts.writable,
-            descriptors: parts.descriptors,
+            descriptors: parts.descriptors - before,
         };
         Ok((chain, found))
     }
@@ -851,8 +863,8 @@ impl Parts<'_> {
     #[inline(always)]
     fn add(&mut self, desc: Desc, hint: &mut Hint) -> Result<(), Fault> {
         self.descriptors += 1;
-        if self.descriptors > MAX_CHAIN {
-            return Err(Fault::new(EINVAL, "a chain has too many descriptors"));
+        if self.descriptors > MAX_PACKET {
+            return Err(Fault::new(EINVAL, "a packet has too many descriptors"));
         }
         let before = self.out.len();
         self.mem_table
@@ -946,6 +958,8 @@ pub struct Take<'ring, M: UserMemory> {
     chains: u16,
     /// The descriptors of these chains in the ring itself, a number that wraps.
     descs: u16,
+    /// All descriptors that were read for these chains.
+    descriptors: u32,
 }
 
 impl<M: UserMemory> Take<'_, M> {
@@ -980,7 +994,8 @@ impl<M: UserMemory> Take<'_, M> {
         if head >= ring.num {
             return Err(Fault::new(EINVAL, "the head of a chain is out of range"));
         }
-        let (chain, descs) = ring.follow(head, mem_table, out, dirty)?;
+        let (chain, descs) = ring.follow(head, mem_table, out, dirty, self.descriptors)?;
+        self.descriptors += chain.descriptors;
         ring.done
             .push_within_capacity(UsedElem {
                 id: ring.endian.u32(u32::from(head)),
@@ -988,7 +1003,7 @@ impl<M: UserMemory> Take<'_, M> {
             })
             .map_err(|_| Fault::new(ENOBUFS, "too many chains are completed"))?;
         ring.next_avail = ring.next_avail.wrapping_add(1);
-        ring.next_desc = ring.next_desc.wrapping_add(descs);
+        ring.next_desc = Some(head.wrapping_add(descs));
         self.chains = self.chains.wrapping_add(1);
         self.descs = self.descs.wrapping_add(descs);
         Ok(Some(chain))
@@ -997,6 +1012,11 @@ impl<M: UserMemory> Take<'_, M> {
     /// Whether there is no more in the ring, as [`Vring::is_empty`].
     pub fn is_last(&mut self) -> bool {
         self.ring.is_empty()
+    }
+
+    /// The number of descriptors that were read for the chains taken.
+    pub fn descriptors(&self) -> u32 {
+        self.descriptors
     }
 
     /// The number of chains taken.
@@ -1054,6 +1074,7 @@ impl<M: UserMemory> Drop for Take<'_, M> {
     fn drop(&mut self) {
         self.ring.done.truncate(self.done);
         self.ring.next_avail = self.ring.next_avail.wrapping_sub(self.chains);
-        self.ring.next_desc = self.ring.next_desc.wrapping_sub(self.descs);
+        let next = self.ring.next_desc;
+        self.ring.next_desc = next.map(|next| next.wrapping_sub(self.descs));
     }
 }

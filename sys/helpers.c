@@ -171,6 +171,7 @@ __vhost_helper int rust_helper_put_user_u16(u16 value, u16 __user *addr)
 
 __vhost_helper int rust_helper_get_user_u64x2(u64 *to, const u64 __user *from)
 {
+	might_fault();
 	scoped_user_read_access_size(from, 2 * sizeof(*from), Efault) {
 		unsafe_get_user(to[0], from, Efault);
 		unsafe_get_user(to[1], from + 1, Efault);

@@ -46,7 +46,8 @@ struct Job<T: Work> {
 /// A kernel thread that works in an address space.
 ///
 /// It belongs to no process, but is in the cgroups that the task that made it was in. Dropped, it
-/// is stopped; this waits for what it runs, so the thread must not drop itself.
+/// is stopped; this waits for what it runs, so the thread must not drop itself. It can't
+/// be killed: where it waits for user memory, who stops it waits too.
 ///
 /// # Invariants
 ///
@@ -64,7 +65,8 @@ unsafe impl<T: Work> Sync for Kthread<T> {}
 impl<T: Work> Kthread<T> {
     /// Makes a thread with a name, which does `work` in the address space `mm`, and starts it.
     ///
-    /// Fails with [`ENOMEM`], or if it can't join the cgroups of the current task.
+    /// Fails with [`ENOMEM`], with [`EINTR`] if the current task is being killed, or if the thread
+    /// can't join its cgroups.
     pub fn spawn(work: Arc<T>, name: &CStr, mm: ARef<MmWithUser>) -> Result<Self> {
         let owner: &Task = current!();
         let job = Arc::pin_init(
@@ -95,7 +97,7 @@ impl<T: Work> Kthread<T> {
         };
         this.wake();
         this._job.joined.wait_for_completion();
-        to_result(this._job.result.copy().unwrap_or(0))?;
+        to_result(this._job.result.copy().ok_or(ENOMEM)?)?;
         Ok(this)
     }
 
@@ -148,8 +150,8 @@ impl<T: Work> Kthread<T> {
 
 impl<T: Work> Drop for Kthread<T> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the thread was not stopped. Afterwards it does not use its
-        // argument any more.
+        // SAFETY: By the type invariant the thread was not stopped, and nobody can wake it any
+        // more, for that takes a reference to us. Afterwards it does not use its argument.
         unsafe { bindings::kthread_stop(self.task.as_ptr()) };
     }
 }

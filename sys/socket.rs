@@ -484,7 +484,7 @@ impl Receiver {
     /// error.
     ///
     /// Returns the number of bytes that the packet has. Fails with [`EAGAIN`] if there is no
-    /// packet any more, or as the socket's `recvmsg` does. A tap does not tell if `segments` could
+    /// packet any more, or as the socket's `recvmsg` does. A tap need not tell if `segments` could
     /// not be written.
     #[inline]
     pub fn receive(&mut self, segments: &[Segment], skip: usize, len: usize) -> Result<usize> {

@@ -79,6 +79,7 @@ impl UserMemory for CurrentMm {
     #[inline(always)]
     fn read_u64x2(&self, addr: UserAddr) -> Result<[u64; 2]> {
         let mut value = [0; 2];
+        // Whatever its alignment: every CPU that this runs on takes that from user memory.
         // SAFETY: `value` is valid for writes of two words. The function checks the user address.
         let err = unsafe { bindings::get_user_u64x2(value.as_mut_ptr(), addr.get() as *const u64) };
         if err != 0 {

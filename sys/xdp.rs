@@ -21,7 +21,8 @@ use kernel::{
         c_int,
         c_void, //
     },
-    prelude::*, //
+    prelude::*,
+    static_assert, //
 };
 
 /// The most packets that go in one batch.
@@ -122,6 +123,9 @@ const fn align(size: usize) -> usize {
 
 /// What the network stack puts behind a packet that takes over its buffer.
 const TAIL: usize = align(size_of::<bindings::skb_shared_info>());
+
+// Less than the pad that the network stack wants (`NET_SKB_PAD`), wherever it runs.
+static_assert!(HEADER_MAX <= 32);
 
 impl XdpBatch {
     /// Makes an empty batch.

@@ -121,8 +121,9 @@ pub struct Model {
     pub log: Option<(u64, u64)>,
     /// The index of the next chain to take.
     pub last_avail: u16,
-    /// With `in_order`: the descriptor that the next chain starts with.
-    pub next_desc: u16,
+    /// With `in_order`: the descriptor that the next chain starts with, once a chain was taken. The C
+    /// driver takes the base for it, which is wrong if chains have several descriptors.
+    pub next_desc: Option<u16>,
     /// The driver's index as it was last seen.
     pub seen_avail: u16,
     /// The index of the next used entry.
@@ -147,7 +148,7 @@ impl Model {
 
     pub fn set_base(&mut self, base: u16) {
         self.last_avail = base;
-        self.next_desc = base;
+        self.next_desc = None;
         self.seen_avail = base;
         self.done.clear();
     }
@@ -220,9 +221,9 @@ impl Model {
         if self.done.len() >= self.num as usize {
             return Err(EINVAL);
         }
-        let head = if self.in_order {
+        let head = if let Some(next) = self.next_desc.filter(|_| self.in_order) {
             // The driver takes its descriptors one after the other, whatever it says.
-            (u32::from(self.next_desc) % self.num) as u16
+            (u32::from(next) % self.num) as u16
         } else {
             let slot = u64::from(self.last_avail) % u64::from(self.num);
             self.field(self.avail + 4 + 2 * slot)?
@@ -249,7 +250,7 @@ impl Model {
             }
             if desc.flags & NEXT == 0 {
                 self.last_avail = self.last_avail.wrapping_add(1);
-                self.next_desc = self.next_desc.wrapping_add(descs);
+                self.next_desc = Some(head.wrapping_add(descs));
                 self.done.push(Done {
                     head,
                     len: 0,
@@ -301,7 +302,7 @@ impl Model {
     /// Gives back the `count` chains that were taken last.
     pub fn give_back(&mut self, count: usize) {
         for done in self.done.split_off(self.done.len() - count) {
-            self.next_desc = self.next_desc.wrapping_sub(done.descs);
+            self.next_desc = self.next_desc.map(|next| next.wrapping_sub(done.descs));
         }
         self.last_avail = self.last_avail.wrapping_sub(count as u16);
     }

@@ -229,7 +229,7 @@ impl Pair {
             in_order: layout.in_order,
             log: None,
             last_avail: layout.avail_base,
-            next_desc: layout.avail_base,
+            next_desc: None,
             seen_avail: layout.avail_base,
             last_used: 0,
             quiet: false,

@@ -559,6 +559,17 @@ fn the_longest_chain() {
         assert!(reads <= u64::from(most) + 1 + 2 + 3, "{reads} reads");
         assert_eq!(pair.ring.base(), 0);
     }
+
+    // And so many chains of a packet: whole tables again, each a chain of its own, all with one head.
+    let raw = pair.desc(guest, size as u32, F_INDIRECT, 0);
+    pair.put(pair.layout.desc(), &raw);
+    pair.put_u16(pair.layout.avail() + 2, 1000);
+    let mut take = pair.ring.take();
+    let mut next = || take.next_chain(&pair.table, &mut pair.out, None);
+    assert_eq!(next().map(|chain| chain.unwrap().descriptors), Ok(0x1_0000));
+    assert_eq!(next().map_err(|fault| fault.error), Err(EINVAL));
+    drop(take);
+    assert_eq!(pair.ring.base(), 0);
 }
 
 /// Chains that are used in order: where the entries are, and what they say.
