@@ -103,7 +103,7 @@ bench-quick:
 
 .PHONY: clean
 clean:
-	rm -rf build vhost_net.ko
+	rm -rf build vhost_net.ko tests/*/target
 
 .PHONY: help
 help:
