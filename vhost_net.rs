@@ -133,6 +133,8 @@ pub struct NetQueue {
     segments: Segments,
     /// What the guest's buffers of that packet are, if they are to be logged.
     dirty: DirtyList,
+    /// Packets were logged, and the owner was not told yet.
+    logged: bool,
     /// Packets on their way to a tap. Empty between turns.
     batch: XdpBatch,
 }
@@ -186,6 +188,7 @@ impl Driver for Net {
             backend_header: 0,
             segments: Segments::new()?,
             dirty: DirtyList::new()?,
+            logged: false,
             batch: XdpBatch::new()?,
         })
     }
@@ -311,6 +314,9 @@ fn wait(queue: &mut Queue<Net>, sock: &Socket) -> Result {
 /// Fails with [`EFAULT`] if the used ring can't be written.
 fn finish(queue: &mut Queue<Net>, sock: &Socket) -> Result<(), Fault> {
     send_batch(&mut queue.state.batch, sock, &mut queue.stats.errors);
+    if core::mem::take(&mut queue.state.logged) {
+        queue.signal_log();
+    }
     queue.publish()
 }
 
@@ -437,6 +443,7 @@ fn receive(queue: &mut Queue<Net>, mem: &MemTable) -> Result<Step, Fault> {
         backend_header,
         segments,
         dirty,
+        logged,
         ..
     } = &mut queue.state;
     let skip = *own_header;
@@ -504,13 +511,11 @@ fn receive(queue: &mut Queue<Net>, mem: &MemTable) -> Result<Step, Fault> {
         if log_packet(log, dirty, len).is_err() {
             queue.stats.errors += 1;
         }
+        *logged = true;
     }
     take.complete();
     queue.stats.packets += 1;
     queue.stats.bytes += packet as u64;
-    if log.is_some() {
-        queue.signal_log();
-    }
     Ok(Step::Done(cost))
 }
 
