@@ -481,12 +481,8 @@ fn a_fault_in_the_log_is_not_the_driver_s() {
     assert!(pair.ring.logged());
 }
 
-#[test]
-fn the_longest_indirect_table() {
-    // 65536 descriptors, only the last with a buffer; and one more than that.
-    let mut pair = Pair::new(small(2));
-    let size = 0x10_0010u64;
-    let (user, guest) = (0x900_0000_0000, 0x40_0000);
+/// One more region of guest memory, for tables.
+fn add_region(pair: &mut Pair, user: u64, guest: u64, size: u64) {
     for mem in [&pair.mem, &pair.model.mem] {
         mem.add(user, size, Access::Read);
     }
@@ -496,6 +492,14 @@ fn the_longest_indirect_table() {
         user,
     });
     pair.table = vhost_net_host_tests::pair::table(&pair.regions);
+}
+
+#[test]
+fn the_longest_indirect_table() {
+    // 65536 descriptors, only the last with a buffer; and one more than that.
+    let mut pair = Pair::new(small(2));
+    let (user, guest) = (0x900_0000_0000, 0x40_0000);
+    add_region(&mut pair, user, guest, 0x10_0010);
     let mut table: Vec<u8> = pair.desc(0, 0, F_NEXT, 0).repeat(0xffff);
     table.extend(pair.desc(SPAN.start, 10, 0, 0));
     pair.put(user, &table);
@@ -520,15 +524,7 @@ fn the_longest_chain() {
     let most = MAX_NUM + 0x1_0000;
     let mut pair = Pair::new(small(MAX_NUM));
     let (user, guest, size) = (0x900_0000_0000, 0x40_0000, 0x10_0000u64);
-    for mem in [&pair.mem, &pair.model.mem] {
-        mem.add(user, size, Access::Read);
-    }
-    pair.regions.push(vhost_net_host_tests::model::ModelRegion {
-        guest,
-        size: u128::from(size),
-        user,
-    });
-    pair.table = vhost_net_host_tests::pair::table(&pair.regions);
+    add_region(&mut pair, user, guest, size);
     let mut table: Vec<u8> = pair.desc(0, 0, F_NEXT, 0).repeat(0xffff);
     table.extend(pair.desc(0, 0, 0, 0));
     pair.put(user, &table);
