@@ -32,6 +32,8 @@ impl Features {
     pub const EVENT_IDX: u32 = 29;
     /// `VIRTIO_F_VERSION_1`: a modern device, little-endian.
     pub const VERSION_1: u32 = 32;
+    /// `VIRTIO_F_ACCESS_PLATFORM`: the driver's addresses are those of an IOMMU.
+    pub const ACCESS_PLATFORM: u32 = 33;
     /// `VIRTIO_F_IN_ORDER`: buffers are used in the order that they were made available.
     pub const IN_ORDER: u32 = 35;
     /// `VIRTIO_F_RING_RESET`: one queue may be reset by itself. All of that is the VMM's to do.

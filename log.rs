@@ -12,6 +12,7 @@
 use crate::{
     memtable::{
         GuestAddr,
+        MemTable,
         MAX_SEGMENTS, //
     },
     usermem::{
@@ -87,6 +88,26 @@ impl DirtyLog {
             page += count;
         }
         Ok(())
+    }
+
+    /// Marks the pages of guest memory that are behind `len` bytes of user memory from `user`.
+    ///
+    /// As [`Self::mark`]. Fails with [`EFAULT`] also if none of that is guest memory.
+    pub fn mark_user(
+        &self,
+        mem: &impl UserMemory,
+        table: &MemTable,
+        user: UserAddr,
+        len: u64,
+    ) -> Result {
+        let mut result = Ok(());
+        let any = table.physical(user, len, |addr, len| {
+            result = self.mark(mem, addr, len).and(result);
+        });
+        if !any {
+            return Err(EFAULT);
+        }
+        result
     }
 
     /// The offset in bytes of the `index`-th 32 bits of the log, which is an array of `unsigned

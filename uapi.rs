@@ -55,6 +55,9 @@ pub const GET_FORK_FROM_OWNER: u32 = _IOR::<u8>(VIRTIO, 0x85);
 /// The file descriptor that means none (`VHOST_FILE_UNBIND`).
 pub const FILE_UNBIND: i32 = -1;
 
+/// `VHOST_BACKEND_F_IOTLB_MSG_V2`, as a bit of a word.
+pub const BACKEND_F_IOTLB_MSG_V2: u64 = 1 << 1;
+
 /// `VHOST_VRING_F_LOG` as a flag of [`VringAddr`]: log writes to the used ring.
 pub const VRING_F_LOG: u32 = 1;
 
@@ -64,16 +67,36 @@ pub const VRING_LITTLE_ENDIAN: u32 = 0;
 #[cfg(CONFIG_VHOST_CROSS_ENDIAN_LEGACY)]
 pub const VRING_BIG_ENDIAN: u32 = 1;
 
-/// The message types that a write to the device may start with.
+/// The types of a [`Message`]: of the first and of the second version.
 pub const IOTLB_MSG: u32 = 1;
 pub const IOTLB_MSG_V2: u32 = 2;
-/// `sizeof(struct vhost_iotlb_msg)`, and the offset of its type.
-pub const IOTLB_MSG_LEN: usize = 32;
-pub const IOTLB_MSG_TYPE: usize = 25;
-/// `VHOST_IOTLB_UPDATE`: a message that adds a mapping.
+/// The types of an [`IotlbMessage`].
+pub const IOTLB_MISS: u8 = 1;
 pub const IOTLB_UPDATE: u8 = 2;
-/// `sizeof(struct vhost_msg)`: with `struct vhost_msg_v2`, the size of every message read.
-pub const MSG_SIZE: usize = 72;
+pub const IOTLB_INVALIDATE: u8 = 3;
+
+/// `struct vhost_iotlb_msg`.
+#[derive(Clone, Copy, Default, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct IotlbMessage {
+    pub iova: u64,
+    pub size: u64,
+    pub uaddr: u64,
+    pub perm: u8,
+    pub kind: u8,
+    pub padding: [u8; 6],
+}
+
+/// `struct vhost_msg` and `struct vhost_msg_v2`: the first has a hole where the second has the
+/// address space.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct Message {
+    pub kind: u32,
+    pub asid: u32,
+    pub iotlb: IotlbMessage,
+    pub padding: [u8; 32],
+}
 
 /// `struct vhost_memory`, which its regions follow.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]

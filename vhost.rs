@@ -6,8 +6,8 @@
 //! the worker then runs a queue when its driver kicks or its backend gets ready. What the device
 //! is, a [`Driver`] says: nothing here knows of networking.
 //!
-//! Lock order: the device's state, then its queues by their index. All that the worker touches is
-//! under its queue's mutex. The worker is never stopped, and never waited for, under the mutex of
+//! Lock order: the device's state, then its queues by their index, then the IOTLB, then the misses.
+//! All that the worker touches is under its queue's mutex. The worker is never stopped, and never waited for, under the mutex of
 //! a queue.
 
 #![forbid(unsafe_code)]
@@ -20,9 +20,13 @@ use crate::{
     log::DirtyLog,
     memtable::{
         GuestAddr,
+        Iotlb,
+        Iova,
         MemTable,
-        Region, //
+        Region,
+        READ_WRITE, //
     },
+    messages::Misses,
     sys::{
         eventfd::{
             EventFdCtx,
@@ -67,6 +71,7 @@ use kernel::{
     new_condvar,
     new_mutex,
     new_poll_condvar,
+    new_spinlock,
     prelude::*,
     seq_file::SeqFile,
     seq_print,
@@ -86,7 +91,8 @@ use kernel::{
         Arc,
         ArcBorrow,
         CondVar,
-        Mutex, //
+        Mutex,
+        SpinLock, //
     },
     time::{
         delay::fsleep,
@@ -342,6 +348,9 @@ pub struct Queue<D: Driver> {
     pub ring: Vring<CurrentMm>,
     /// Guest memory, once the owner has described it.
     pub mem: Option<Arc<MemTable>>,
+    /// What knows the driver's addresses, if they are not guest physical ones. A turn of the worker
+    /// has it locked: who has changed it knows that what was there before is no longer used.
+    pub iotlb: Option<Arc<Mutex<Iotlb>>>,
     /// What the driver accepted.
     pub features: Features,
     /// What the device keeps.
@@ -363,6 +372,8 @@ pub struct Queue<D: Driver> {
     /// The byte order of a legacy driver.
     legacy_endian: Endian,
     busyloop_timeout: u32,
+    /// The type of the messages about this queue.
+    message_kind: u32,
 }
 
 impl<D: Driver> Queue<D> {
@@ -370,6 +381,7 @@ impl<D: Driver> Queue<D> {
         Ok(Self {
             ring: Vring::new(CurrentMm)?,
             mem: None,
+            iotlb: None,
             features: Features::default(),
             state: D::new_queue(index)?,
             stats: Stats::default(),
@@ -385,6 +397,7 @@ impl<D: Driver> Queue<D> {
             used_log: None,
             legacy_endian: Endian::NATIVE,
             busyloop_timeout: 0,
+            message_kind: uapi::IOTLB_MSG,
         })
     }
 
@@ -395,6 +408,7 @@ impl<D: Driver> Queue<D> {
         self.last_fault = None;
         self.ring.reset();
         self.mem = None;
+        self.iotlb = None;
         self.features = Features::default();
         self.worker = None;
         self.kick = None;
@@ -405,6 +419,7 @@ impl<D: Driver> Queue<D> {
         self.used_log = None;
         self.legacy_endian = Endian::NATIVE;
         self.busyloop_timeout = 0;
+        self.message_kind = uapi::IOTLB_MSG;
     }
 
     /// Whether the queue has a backend.
@@ -455,21 +470,17 @@ impl<D: Driver> Queue<D> {
         self.ring.addrs() != RingAddrs::default()
     }
 
-    /// Readies the ring for a backend.
-    ///
-    /// Fails with [`EFAULT`] if the ring can't be accessed.
-    pub fn start(&mut self) -> Result {
+    fn try_start(&mut self) -> Result<(), Fault> {
         let endian = if self.features.has(Features::VERSION_1) {
             Endian::Little
         } else {
             self.legacy_endian
         };
-        let started = self.ring.start(endian);
+        let iotlb = self.iotlb.clone();
+        let iotlb = iotlb.as_ref().map(|iotlb| iotlb.lock());
+        let started = self.ring.start(endian, iotlb.as_deref());
         self.after_used_write();
-        started.map_err(|fault| {
-            self.fault(fault);
-            fault.error
-        })
+        started
     }
 
     /// Asks the driver not to kick. Fails as [`Vring::disable_kicks`].
@@ -540,7 +551,9 @@ impl<D: Driver> Queue<D> {
 
     /// Whether the used ring may be logged at `addr` of `log`.
     fn used_log_access_ok(&self, log: DirtyLog, addr: Option<GuestAddr>) -> bool {
-        addr.is_none_or(|addr| log.access_ok(self.ring.mem(), addr, self.ring.used_size()))
+        // With an IOTLB it is found in guest memory, whose log is looked at anyway.
+        self.iotlb.is_some()
+            || addr.is_none_or(|addr| log.access_ok(self.ring.mem(), addr, self.ring.used_size()))
     }
 
     /// Whether the log may be at `log`.
@@ -549,15 +562,42 @@ impl<D: Driver> Queue<D> {
         self.mem_access_ok(self.mem.as_ref(), all) && self.used_log_access_ok(log, self.used_log)
     }
 
+    /// Whether the ring may be at `addrs`. What an IOTLB says of them is looked at in each turn.
+    fn ring_access_ok(&self, addrs: RingAddrs) -> bool {
+        self.iotlb.is_some() || self.ring.access_ok(addrs)
+    }
+
     /// Whether all that the queue needs is in user space: it can run.
     pub fn access_ok(&self) -> bool {
-        self.log_access_ok(self.log) && self.ring.access_ok(self.ring.addrs())
+        self.log_access_ok(self.log) && self.ring_access_ok(self.ring.addrs())
     }
 
     fn update_used_log(&mut self) {
-        let log = self.log;
-        self.ring
-            .set_used_log(self.used_log.map(|addr| UsedLog { log, addr }));
+        let (log, mem) = (self.log, &self.mem);
+        self.ring.set_used_log(self.used_log.map(|addr| UsedLog {
+            log,
+            addr,
+            mem: mem.clone(),
+        }));
+    }
+
+    /// Goes on with another memory table.
+    fn set_mem(&mut self, mem: Arc<MemTable>) {
+        self.mem = Some(mem);
+        self.update_used_log();
+    }
+
+    /// Goes on with another IOTLB, or with none. If there was one and is none, or the other way
+    /// round, the addresses that the owner gave mean something else now: they are forgotten.
+    fn set_iotlb(&mut self, iotlb: Option<Arc<Mutex<Iotlb>>>) {
+        let moved = iotlb.is_some() != self.iotlb.is_some();
+        self.ring.set_behind_iotlb(iotlb.is_some());
+        self.iotlb = iotlb;
+        if moved {
+            self.ring.set_addrs(RingAddrs::default());
+            self.used_log = None;
+            self.update_used_log();
+        }
     }
 
     fn set_num(&mut self, arg: Arg) -> Result {
@@ -594,7 +634,7 @@ impl<D: Driver> Queue<D> {
             (addr.flags & uapi::VRING_F_LOG != 0).then_some(GuestAddr::new(addr.log_guest_addr));
         // If the queue does not run, its size may not be known yet: it is checked when it starts.
         if self.is_running()
-            && !(self.ring.access_ok(addrs) && self.used_log_access_ok(self.log, used_log))
+            && !(self.ring_access_ok(addrs) && self.used_log_access_ok(self.log, used_log))
         {
             return Err(EINVAL);
         }
@@ -703,6 +743,7 @@ struct Owner<D: Driver> {
 pub struct State<D: Driver> {
     owner: Option<Owner<D>>,
     mem: Option<Arc<MemTable>>,
+    iotlb: Option<Arc<Mutex<Iotlb>>>,
     log_event: Option<Arc<EventFdCtx>>,
     /// The next owner's worker is a thread of the owner's process.
     fork: bool,
@@ -713,6 +754,7 @@ impl<D: Driver> State<D> {
         Self {
             owner: None,
             mem: None,
+            iotlb: None,
             log_event: None,
             // Without the option to choose, it is one of the owner's.
             fork: cfg!(not(CONFIG_VHOST_ENABLE_FORK_OWNER_CONTROL))
@@ -753,7 +795,10 @@ pub struct Device<D: Driver> {
     first: Mutex<Queue<D>>,
     #[pin]
     second: Mutex<Queue<D>>,
-    /// Who waits for messages from the device.
+    /// What the owner is to be told.
+    #[pin]
+    misses: SpinLock<Misses<QUEUES>>,
+    /// Who waits for that.
     #[pin]
     readers: PollCondVar,
     /// How many want to look at the queues.
@@ -769,6 +814,7 @@ impl<D: Driver> Device<D> {
                 // A class for each queue: the lock validator knows them apart.
                 first <- new_mutex!(Queue::new(0)?, "vhost_first_queue"),
                 second <- new_mutex!(Queue::new(1)?, "vhost_second_queue"),
+                misses <- new_spinlock!(Misses::new(), "vhost_misses"),
                 readers <- new_poll_condvar!("vhost_readers"),
                 watchers: Atomic::new(0),
             }),
@@ -825,7 +871,7 @@ impl<D: Driver> Device<D> {
         state.check_owner()?;
         let mem = Arc::new(MemTable::new([].into_iter())?, GFP_KERNEL)?;
         self.stop(&mut state);
-        self.each_queue(|queue| queue.mem = Some(mem.clone()));
+        self.each_queue(|queue| queue.set_mem(mem.clone()));
         state.mem = Some(mem);
         Ok(())
     }
@@ -845,6 +891,7 @@ impl<D: Driver> Device<D> {
         state.flush();
         self.each_queue(Queue::reset);
         *state = State::new();
+        self.misses.lock().close();
         self.readers.notify_all();
     }
 
@@ -852,18 +899,74 @@ impl<D: Driver> Device<D> {
     /// do for it.
     ///
     /// Fails with [`EFAULT`] if writes to guest memory are to be logged, and the log is not in
-    /// user space.
+    /// user space, and if there is no memory for an IOTLB.
     pub fn set_features(&self, features: Features, mut f: impl FnMut(&mut Queue<D>)) -> Result {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         if features.has(Features::LOG_ALL) && !self.mem_access_ok(state.mem.as_ref(), true) {
             return Err(EFAULT);
         }
+        // Where there was an IOTLB before, what it knew may be out of date.
+        state.iotlb = if features.has(Features::ACCESS_PLATFORM) {
+            Some(Self::new_iotlb().map_err(|_| EFAULT)?)
+        } else {
+            None
+        };
         self.each_queue(|queue| {
+            queue.set_iotlb(state.iotlb.clone());
             queue.features = features;
             queue.ring.set_features(features);
             f(queue);
         });
+        if state.iotlb.is_some() {
+            self.misses.lock().open();
+        } else {
+            self.misses.lock().close();
+            self.readers.notify_all();
+        }
         Ok(())
+    }
+
+    fn new_iotlb() -> Result<Arc<Mutex<Iotlb>>> {
+        let limit = crate::module_parameters::max_iotlb_entries.value();
+        let limit = usize::try_from(limit).ok().filter(|&limit| limit > 0);
+        let iotlb = Iotlb::new(limit.ok_or(EINVAL)?);
+        Arc::pin_init(new_mutex!(iotlb, "vhost_iotlb"), GFP_KERNEL)
+    }
+
+    /// Sets the features of the interface between the owner and the device, of
+    /// `VHOST_BACKEND_F_*` numbers.
+    pub fn set_backend_features(&self, features: u64) {
+        let _state = self.state.lock();
+        self.each_queue(|queue| {
+            queue.message_kind = if features & uapi::BACKEND_F_IOTLB_MSG_V2 != 0 {
+                uapi::IOTLB_MSG_V2
+            } else {
+                uapi::IOTLB_MSG
+            };
+        });
+    }
+
+    /// Readies a queue's ring for a backend.
+    ///
+    /// Fails with [`EFAULT`] if the ring can't be accessed; then the owner is told why.
+    pub fn start(&self, queue: &mut Queue<D>) -> Result {
+        queue.try_start().map_err(|fault| {
+            self.stand_still(queue, fault);
+            EFAULT
+        })
+    }
+
+    /// The queue can't go on. If that is because of an address that the IOTLB does not know, it can
+    /// as soon as the owner has said what is there; if not, something is wrong.
+    pub fn stand_still(&self, queue: &mut Queue<D>, fault: Fault) {
+        let Some(miss) = fault.miss.filter(|_| queue.iotlb.is_some()) else {
+            queue.fault(fault);
+            return;
+        };
+        let kind = queue.message_kind;
+        if self.misses.lock().add(queue.index, miss, kind) {
+            self.readers.notify_all();
+        }
     }
 
     /// Whether `mem` may be the memory of all the queues that run.
@@ -942,7 +1045,7 @@ impl<D: Driver> Device<D> {
             return Err(EFAULT);
         }
         // A queue that runs goes on with the new table: each turn looks it up anew.
-        self.each_queue(|queue| queue.mem = Some(mem.clone()));
+        self.each_queue(|queue| queue.set_mem(mem.clone()));
         state.mem = Some(mem);
         Ok(())
     }
@@ -1012,51 +1115,106 @@ impl<D: Driver> Device<D> {
         }
     }
 
-    /// Reads a message from the device.
+    /// Reads a message from the device. Waits for one unless `nonblock` is set.
     ///
     /// Returns 0 if `to` is too short for one. Fails with [`EAGAIN`] if there is none and
-    /// `nonblock` is set, and with [`EBADFD`] if there will be none, for there is no IOTLB.
+    /// `nonblock` is set, with [`ERESTARTSYS`] if a signal came first, and with [`EBADFD`] if there
+    /// will be none, for there is no IOTLB.
     pub fn read(&self, to: &mut IovIterDest<'_>, nonblock: bool) -> Result<usize> {
-        if to.len() < uapi::MSG_SIZE {
+        if to.len() < size_of::<uapi::Message>() {
             return Ok(0);
         }
-        if nonblock {
-            return Err(EAGAIN);
+        let (message, number) = self.next_message(nonblock)?;
+        let bytes = message.as_bytes();
+        let len = to.copy_to_iter(bytes);
+        if len != bytes.len() {
+            self.misses.lock().unread(number);
         }
-        Err(EBADFD)
+        Ok(len)
+    }
+
+    fn next_message(&self, nonblock: bool) -> Result<(uapi::Message, u64)> {
+        let mut misses = self.misses.lock();
+        loop {
+            if let Some(message) = misses.read() {
+                return Ok(message);
+            }
+            if nonblock {
+                return Err(EAGAIN);
+            }
+            if current!().signal_pending() {
+                return Err(ERESTARTSYS);
+            }
+            if !misses.is_open() {
+                return Err(EBADFD);
+            }
+            let _ = self.readers.wait_interruptible(&mut misses);
+        }
     }
 
     /// Writes a message to the device.
     ///
-    /// Fails with [`EINVAL`] if it is none, and with [`EFAULT`] if the device can't follow it: it
-    /// has no IOTLB to change.
+    /// Returns the size of a message. Fails with [`EINVAL`] if it is none, or is an update of an
+    /// empty range, and with [`EFAULT`] if the device can't follow it: there is no IOTLB, the range
+    /// wraps, its user memory is not in user space, or there is no memory to keep it.
     pub fn write(&self, from: &mut IovIterSource<'_>) -> Result<usize> {
-        let mut kind = [0; 4];
-        let mut message = [0; uapi::IOTLB_MSG_LEN];
+        let mut kind = [0; size_of::<u32>()];
         if from.copy_from_iter(&mut kind) != kind.len() {
             return Err(EINVAL);
         }
-        let kind = u32::from_ne_bytes(kind);
-        if kind != uapi::IOTLB_MSG && kind != uapi::IOTLB_MSG_V2 {
+        if !matches!(
+            u32::from_ne_bytes(kind),
+            uapi::IOTLB_MSG | uapi::IOTLB_MSG_V2
+        ) {
             return Err(EINVAL);
         }
-        // Padding, or the address space of a message of the second version.
-        from.advance(4);
-        if from.copy_from_iter(&mut message) != message.len() {
+        // A hole, or the address space of a message of the second version: there is one only.
+        from.advance(size_of::<u32>());
+        let mut message = uapi::IotlbMessage::default();
+        let bytes = message.as_mut_bytes();
+        if from.copy_from_iter(bytes) != bytes.len() {
             return Err(EINVAL);
         }
-        let size = message.get(8..16).unwrap_or_default();
-        let update = message.get(uapi::IOTLB_MSG_TYPE) == Some(&uapi::IOTLB_UPDATE);
-        if update && size.iter().all(|&byte| byte == 0) {
+        if message.kind == uapi::IOTLB_UPDATE && message.size == 0 {
             return Err(EINVAL);
         }
-        Err(EFAULT)
+        self.follow(&message).map_err(|_| EFAULT)?;
+        Ok(size_of::<uapi::Message>())
     }
 
-    /// The events that the device is ready for: never any, for there are no messages to read.
+    fn follow(&self, message: &uapi::IotlbMessage) -> Result {
+        let state = self.state.lock();
+        let iotlb = state.iotlb.as_ref().ok_or(EFAULT)?;
+        let (addr, size) = (Iova::new(message.iova), message.size);
+        match message.kind {
+            uapi::IOTLB_UPDATE => {
+                let user = UserAddr::new(message.uaddr);
+                let last = message.uaddr.checked_add(size - 1).ok_or(EFAULT)?;
+                usize::try_from(last).map_err(|_| EFAULT)?;
+                if message.perm & READ_WRITE != 0 && !CurrentMm.access_ok(user, size) {
+                    return Err(EFAULT);
+                }
+                iotlb.lock().update(addr, size, user, message.perm)?;
+                self.misses.lock().answer(addr, size, |index| {
+                    if let Some(owner) = &state.owner {
+                        owner.worker.wake(Word::ready(index));
+                    }
+                });
+            }
+            uapi::IOTLB_INVALIDATE => iotlb.lock().invalidate(addr, size)?,
+            _ => return Err(EINVAL),
+        }
+        Ok(())
+    }
+
+    /// The events that the device is ready for: a message can be read.
     pub fn poll(&self, file: &File, table: PollTable<'_>) -> u32 {
         table.register_wait(file, &self.readers);
-        0
+        if self.misses.lock().is_readable() {
+            poll::IN | poll::RDNORM
+        } else {
+            0
+        }
     }
 
     /// Prints the features and what each queue did, a key and a value a line.

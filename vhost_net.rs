@@ -15,6 +15,7 @@ use crate::{
         DirtyLog, //
     },
     memtable::{
+        Maps,
         MemTable,
         Segments,
         MAX_SEGMENTS, //
@@ -37,6 +38,7 @@ use crate::{
     usermem::{
         total_len,
         write_at,
+        Segment,
         UserMemory, //
     },
     vhost::{
@@ -78,6 +80,7 @@ const FEATURES: Features = Features::of(&[
     Features::LOG_ALL,
     Features::ANY_LAYOUT,
     Features::VERSION_1,
+    Features::ACCESS_PLATFORM,
     Features::VIRTIO_NET_HDR,
     Features::MRG_RXBUF,
     Features::RING_RESET,
@@ -86,8 +89,8 @@ const FEATURES: Features = Features::of(&[
     Features::HOST_UDP_TUNNEL_GSO,
 ]);
 
-/// The backend features that the device offers: `VHOST_BACKEND_F_IOTLB_MSG_V2`, a bit number.
-const BACKEND_FEATURES: u64 = 1 << 1;
+/// The features that the device offers to its owner.
+const BACKEND_FEATURES: u64 = uapi::BACKEND_F_IOTLB_MSG_V2;
 
 /// The index of the queue that fills the guest's buffers; the other one empties them.
 const RX: usize = 0;
@@ -200,7 +203,7 @@ impl Driver for Net {
         if cause.kicked {
             queue.stats.kicks += 1;
         }
-        turn(&mut queue);
+        turn(device, &mut queue);
     }
 }
 
@@ -238,7 +241,7 @@ struct Target<'a> {
 }
 
 /// Moves packets through a queue, until there are no more or the queue's turn is over.
-fn turn(queue: &mut Queue<Net>) {
+fn turn(device: &Device<Net>, queue: &mut Queue<Net>) {
     let Some(mem) = queue.mem.clone() else {
         return;
     };
@@ -248,15 +251,25 @@ fn turn(queue: &mut Queue<Net>) {
     if !queue.is_set_up() {
         return;
     }
-    let moved = move_packets(queue, &mem, &sock);
+    let iotlb = queue.iotlb.clone();
+    let iotlb = iotlb.as_ref().map(|iotlb| iotlb.lock());
+    let mut maps = mem.maps();
+    if let Some(iotlb) = &iotlb {
+        if let Err(fault) = queue.ring.find(iotlb) {
+            device.stand_still(queue, fault);
+            return;
+        }
+        maps = iotlb.maps();
+    }
+    let moved = move_packets(queue, maps, &sock);
     // Also after a fault: what was moved before it is done.
     let finished = finish(queue, &sock);
     if let Err(fault) = moved.and(finished) {
-        queue.fault(fault);
+        device.stand_still(queue, fault);
     }
 }
 
-fn move_packets(queue: &mut Queue<Net>, mem: &MemTable, sock: &Socket) -> Result<(), Fault> {
+fn move_packets(queue: &mut Queue<Net>, maps: &Maps, sock: &Socket) -> Result<(), Fault> {
     queue.state.poll.as_mut().stop();
     queue.disable_kicks()?;
 
@@ -275,8 +288,8 @@ fn move_packets(queue: &mut Queue<Net>, mem: &MemTable, sock: &Socket) -> Result
             finish(queue, sock)?;
         }
         let step = match queue.index() {
-            RX => receive(queue, mem)?,
-            _ => transmit(queue, mem, &target, cost.bytes)?,
+            RX => receive(queue, maps)?,
+            _ => transmit(queue, maps, &target, cost.bytes)?,
         };
         match step {
             Step::Done(packet) => cost.add(packet),
@@ -331,7 +344,7 @@ fn send_batch(batch: &mut XdpBatch, sock: &Socket, errors: &mut u64) {
 /// Moves one packet from the guest to the backend. `bytes` were moved before in this turn.
 fn transmit(
     queue: &mut Queue<Net>,
-    mem: &MemTable,
+    maps: &Maps,
     target: &Target<'_>,
     bytes: usize,
 ) -> Result<Step, Fault> {
@@ -347,7 +360,7 @@ fn transmit(
 
     segments.clear();
     let mut take = queue.ring.take();
-    let Some(chain) = take.next_chain(mem, segments, None)? else {
+    let Some(chain) = take.next_chain(maps, segments, None)? else {
         return Ok(Step::NoBuffer(Cost::default()));
     };
     if chain.writable > 0 {
@@ -432,7 +445,7 @@ fn complete_header(header: &mut [u8], len: usize, endian: Endian) -> bool {
 }
 
 /// Moves one packet from the backend to the guest.
-fn receive(queue: &mut Queue<Net>, mem: &MemTable) -> Result<Step, Fault> {
+fn receive(queue: &mut Queue<Net>, maps: &Maps) -> Result<Step, Fault> {
     let log = queue.log();
     let mergeable = queue.features.has(Features::MRG_RXBUF);
     let counted = mergeable || queue.features.has(Features::VERSION_1);
@@ -466,7 +479,7 @@ fn receive(queue: &mut Queue<Net>, mem: &MemTable) -> Result<Step, Fault> {
     while room < len && usize::from(take.chains()) < most {
         let before = segments.len();
         let dirty = log.is_some().then_some(&mut *dirty);
-        let Some(chain) = take.next_chain(mem, segments, dirty)? else {
+        let Some(chain) = take.next_chain(maps, segments, dirty)? else {
             return Ok(Step::NoBuffer(Cost {
                 bytes: 0,
                 descriptors: take.descriptors(),
@@ -508,7 +521,11 @@ fn receive(queue: &mut Queue<Net>, mem: &MemTable) -> Result<Step, Fault> {
             .map_err(|error| Fault::new(error, "the number of buffers can't be written"))?;
     }
     if let Some(log) = log {
-        if log_packet(log, dirty, len).is_err() {
+        let marked = match (&queue.iotlb, &queue.mem) {
+            (Some(_), Some(mem)) => log_user(log, mem, segments.as_slice(), len),
+            _ => log_packet(log, dirty, len),
+        };
+        if marked.is_err() {
             queue.stats.errors += 1;
         }
         *logged = true;
@@ -531,6 +548,25 @@ fn log_packet(log: DirtyLog, dirty: &DirtyList, len: usize) -> Result {
     for range in dirty.as_slice() {
         let now = range.len.min(left);
         result = log.mark(&CurrentMm, range.addr, now).and(result);
+        left -= now;
+    }
+    result
+}
+
+/// Marks the guest memory that is behind the first `len` bytes of `segments` in the log.
+///
+/// As [`log_packet`]. Fails with [`EFAULT`] also if one of the segments is no guest memory.
+#[cold]
+fn log_user(log: DirtyLog, mem: &MemTable, segments: &[Segment], len: usize) -> Result {
+    CurrentMm.write_barrier();
+    let mut left = len;
+    let mut result = Ok(());
+    for segment in segments {
+        let now = segment.len().min(left);
+        if now > 0 {
+            let marked = log.mark_user(&CurrentMm, mem, segment.addr(), now as u64);
+            result = marked.and(result);
+        }
         left -= now;
     }
     result
@@ -564,7 +600,7 @@ fn set_backend(device: &Device<Net>, index: usize, fd: i32) -> Result {
     let sock = new.as_ref().map(|backend| backend.sock.clone());
     let old = core::mem::replace(&mut queue.state.backend, new);
     let started = match sock {
-        Some(sock) => queue.start().and_then(|()| wait(queue, &sock)),
+        Some(sock) => device.start(queue).and_then(|()| wait(queue, &sock)),
         None => Ok(()),
     };
     if let Err(err) = started {
@@ -634,9 +670,11 @@ impl MiscDevice for Device<Net> {
             uapi::SET_FEATURES_ARRAY => set_features(&this, FeaturesArg::new(arg)?.read()?)?,
             uapi::GET_BACKEND_FEATURES => arg.write(&BACKEND_FEATURES)?,
             uapi::SET_BACKEND_FEATURES => {
-                if arg.read::<u64>()? & !BACKEND_FEATURES != 0 {
+                let features: u64 = arg.read()?;
+                if features & !BACKEND_FEATURES != 0 {
                     return Err(EOPNOTSUPP);
                 }
+                this.set_backend_features(features);
             }
             uapi::SET_OWNER => {
                 let mut state = this.lock();

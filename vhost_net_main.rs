@@ -8,6 +8,7 @@
 mod features;
 mod log;
 mod memtable;
+mod messages;
 mod sys;
 mod uapi;
 mod usermem;

@@ -21,9 +21,15 @@ use crate::{
         DirtyLog, //
     },
     memtable::{
+        Access,
         GuestAddr,
         Hint,
+        Iotlb,
+        Iova,
+        Maps,
         MemTable,
+        Miss,
+        Refused,
         Segments,
         MAX_SEGMENTS, //
     },
@@ -33,7 +39,10 @@ use crate::{
         UserMemory, //
     }, //
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
 use zerocopy_derive::Immutable;
 
 /// The most descriptors that a ring may have (virtio 1.3, section 2.7: a power of two).
@@ -60,12 +69,30 @@ pub struct Fault {
     pub error: Error,
     /// What was found, for the person who debugs the driver.
     pub why: &'static str,
+    /// The address that nothing is known of, if that is all that is wrong.
+    pub miss: Option<Miss>,
 }
 
 impl Fault {
     /// Makes a fault.
     pub const fn new(error: Error, why: &'static str) -> Self {
-        Self { error, why }
+        Self {
+            error,
+            why,
+            miss: None,
+        }
+    }
+
+    fn refused(refused: Refused, why: &'static str) -> Self {
+        match refused {
+            Refused::Unmapped(miss) => Self {
+                miss: Some(miss),
+                ..Self::new(EFAULT, why)
+            },
+            Refused::Denied => Self::new(EPERM, "a map does not allow the access"),
+            Refused::TooMany => Self::new(ENOBUFS, "a chain has too many pieces"),
+            Refused::Beyond => Self::new(EFAULT, why),
+        }
     }
 }
 
@@ -78,6 +105,13 @@ impl<T> Because<T> for Result<T> {
     #[inline(always)]
     fn because(self, why: &'static str) -> Result<T, Fault> {
         self.map_err(|error| Fault::new(error, why))
+    }
+}
+
+impl<T> Because<T> for Result<T, Refused> {
+    #[inline(always)]
+    fn because(self, why: &'static str) -> Result<T, Fault> {
+        self.map_err(|refused| Fault::refused(refused, why))
     }
 }
 
@@ -150,7 +184,7 @@ impl RawDesc {
 /// A descriptor, read once, in the CPU's byte order.
 #[derive(Clone, Copy)]
 struct Desc {
-    addr: GuestAddr,
+    addr: Iova,
     len: u32,
     flags: u16,
     next: u16,
@@ -164,7 +198,7 @@ impl Desc {
     #[inline(always)]
     fn new(raw: RawDesc, endian: Endian) -> Self {
         Self {
-            addr: GuestAddr::new(endian.u64(raw.addr)),
+            addr: Iova::new(endian.u64(raw.addr)),
             len: endian.u32(raw.len),
             flags: endian.u16(raw.flags),
             next: endian.u16(raw.next),
@@ -190,7 +224,7 @@ const AVAIL_F_NO_INTERRUPT: u16 = 1;
 /// `VIRTQ_USED_F_NO_NOTIFY`: the device asks for no kicks.
 const USED_F_NO_NOTIFY: u16 = 1;
 
-/// Where a ring's three parts are in user memory.
+/// Where a ring's three parts are: in user memory, or with an IOTLB where that says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingAddrs {
     /// The descriptor table, 16 bytes a descriptor.
@@ -207,12 +241,142 @@ const IDX: u64 = 2;
 const ENTRIES: u64 = 4;
 
 /// Where the writes to a used ring are logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsedLog {
     /// The log.
     pub log: DirtyLog,
-    /// The guest address of the used ring.
+    /// The guest address of the used ring. Not used with an IOTLB.
     pub addr: GuestAddr,
+    /// Guest memory: with an IOTLB, what knows the guest addresses of the used ring.
+    pub mem: Option<Arc<MemTable>>,
+}
+
+/// A part of the ring in user memory.
+#[derive(Default)]
+struct Area {
+    /// All of it lies together, at `base`.
+    flat: bool,
+    base: UserAddr,
+    /// If not, where its pieces are: there are none while that is not known.
+    pieces: KVVec<Segment>,
+}
+
+impl Area {
+    fn flat(base: UserAddr) -> Self {
+        Self {
+            flat: true,
+            base,
+            pieces: KVVec::new(),
+        }
+    }
+
+    /// The area of `len` bytes that the driver has at `addr`, for an `access`.
+    fn resolve(
+        maps: &Maps,
+        addr: UserAddr,
+        len: u64,
+        access: Access,
+        scratch: &mut Segments,
+    ) -> Result<Self, Fault> {
+        let why = "the ring is not in memory";
+        let addr = Iova::new(addr.get());
+        let len = u32::try_from(len).map_err(|_| Fault::new(EINVAL, why))?;
+        scratch.clear();
+        maps.translate(addr, len, access, &mut Hint::default(), scratch)
+            .because(why)?;
+        let mut area = Self::default();
+        match scratch.as_slice() {
+            [all] => area = Self::flat(all.addr()),
+            several => area
+                .pieces
+                .extend_from_slice(several, GFP_KERNEL)
+                .map_err(Error::from)
+                .because("no memory to keep where the ring is")?,
+        }
+        Ok(area)
+    }
+
+    /// The user address of the `len` bytes at `offset`. Fails with [`EFAULT`] if they do not lie
+    /// together.
+    #[inline(always)]
+    fn at(&self, offset: u64, len: usize) -> Result<UserAddr> {
+        if self.flat {
+            return Ok(self.base.offset(offset));
+        }
+        let (addr, together) = self.find(offset)?;
+        if together < len {
+            return Err(EFAULT);
+        }
+        Ok(addr)
+    }
+
+    /// The user address of the byte at `offset`, and how many bytes lie together from there.
+    #[cold]
+    fn find(&self, offset: u64) -> Result<(UserAddr, usize)> {
+        let mut skip = usize::try_from(offset).map_err(|_| EFAULT)?;
+        for piece in &self.pieces {
+            if skip < piece.len() {
+                let rest = piece.skip(skip);
+                return Ok((rest.addr(), rest.len()));
+            }
+            skip -= piece.len();
+        }
+        Err(EFAULT)
+    }
+
+    /// Reads the 16-bit word at `offset`, which is even.
+    #[inline(always)]
+    fn load_u16(&self, mem: &impl UserMemory, offset: u64) -> Result<u16> {
+        mem.load_u16(self.at(offset, 2)?)
+    }
+
+    /// Writes the 16-bit word at `offset`, which is even.
+    #[inline(always)]
+    fn store_u16(&self, mem: &impl UserMemory, offset: u64, value: u16) -> Result {
+        mem.store_u16(self.at(offset, 2)?, value)
+    }
+
+    /// Reads `buf.len()` bytes from `offset`.
+    #[inline(always)]
+    fn read(&self, mem: &impl UserMemory, offset: u64, buf: &mut [u8]) -> Result {
+        if self.flat {
+            return mem.read(self.base.offset(offset), buf);
+        }
+        self.read_pieces(mem, offset, buf)
+    }
+
+    #[cold]
+    fn read_pieces(&self, mem: &impl UserMemory, mut offset: u64, mut buf: &mut [u8]) -> Result {
+        while !buf.is_empty() {
+            let (addr, together) = self.find(offset)?;
+            let count = together.min(buf.len());
+            let (now, later) = buf.split_at_mut_checked(count).ok_or(EFAULT)?;
+            mem.read(addr, now)?;
+            offset += count as u64;
+            buf = later;
+        }
+        Ok(())
+    }
+
+    /// Writes all of `buf` to `offset`.
+    #[inline(always)]
+    fn write(&self, mem: &impl UserMemory, offset: u64, buf: &[u8]) -> Result {
+        if self.flat {
+            return mem.write(self.base.offset(offset), buf);
+        }
+        self.write_pieces(mem, offset, buf)
+    }
+
+    #[cold]
+    fn write_pieces(&self, mem: &impl UserMemory, mut offset: u64, mut buf: &[u8]) -> Result {
+        while !buf.is_empty() {
+            let (addr, together) = self.find(offset)?;
+            let (now, later) = buf.split_at_checked(together).unwrap_or((buf, &[]));
+            mem.write(addr, now)?;
+            offset += now.len() as u64;
+            buf = later;
+        }
+        Ok(())
+    }
 }
 
 /// Entries of the available ring that were read together.
@@ -256,6 +420,13 @@ pub struct Vring<M> {
     /// The number of descriptors, a power of two from 1 to [`MAX_NUM`].
     num: u16,
     addrs: RingAddrs,
+    /// `addrs` are addresses of the driver, which the IOTLB knows.
+    behind_iotlb: bool,
+    /// With an IOTLB, the generation of it that the areas were found in.
+    found_in: Option<u64>,
+    desc: Area,
+    avail: Area,
+    used: Area,
     endian: Endian,
     event_idx: bool,
     notify_on_empty: bool,
@@ -301,6 +472,11 @@ impl<M: UserMemory> Vring<M> {
             mem,
             num: 1,
             addrs: RingAddrs::default(),
+            behind_iotlb: false,
+            found_in: None,
+            desc: Area::default(),
+            avail: Area::default(),
+            used: Area::default(),
             endian: Endian::NATIVE,
             event_idx: false,
             notify_on_empty: false,
@@ -331,7 +507,8 @@ impl<M: UserMemory> Vring<M> {
     /// Puts the ring into the state that [`Self::new`] made.
     pub fn reset(&mut self) {
         self.num = 1;
-        self.addrs = RingAddrs::default();
+        self.set_behind_iotlb(false);
+        self.set_addrs(RingAddrs::default());
         self.endian = Endian::NATIVE;
         self.set_features(Features::default());
         self.used_log = None;
@@ -368,6 +545,7 @@ impl<M: UserMemory> Vring<M> {
         self.num = num as u16;
         self.forget_done();
         self.forget_heads();
+        self.forget_areas();
         Ok(())
     }
 
@@ -380,6 +558,47 @@ impl<M: UserMemory> Vring<M> {
     pub fn set_addrs(&mut self, addrs: RingAddrs) {
         self.addrs = addrs;
         self.forget_heads();
+        self.forget_areas();
+    }
+
+    /// Sets whether the ring's addresses are such that an IOTLB knows. If so it has to be
+    /// [found](Self::find) before it is used.
+    pub fn set_behind_iotlb(&mut self, behind: bool) {
+        self.behind_iotlb = behind;
+        self.forget_areas();
+    }
+
+    fn forget_areas(&mut self) {
+        self.found_in = None;
+        let area = |addr| match self.behind_iotlb {
+            true => Area::default(),
+            false => Area::flat(addr),
+        };
+        (self.desc, self.avail, self.used) = (
+            area(self.addrs.desc),
+            area(self.addrs.avail),
+            area(self.addrs.used),
+        );
+    }
+
+    /// Finds the ring in user memory, if it may have moved since this was last asked.
+    ///
+    /// Fails with [`EFAULT`] if part of it is not mapped, with [`EPERM`] if a map does not allow
+    /// what the ring is for, with [`ENOBUFS`] if it is in too many pieces, and with [`ENOMEM`].
+    pub fn find(&mut self, iotlb: &Iotlb) -> Result<(), Fault> {
+        if self.found_in == Some(iotlb.generation()) {
+            return Ok(());
+        }
+        self.forget_areas();
+        let (maps, addrs) = (iotlb.maps(), self.addrs);
+        let desc_size = u64::from(self.num) * DESC_SIZE as u64;
+        let (avail_size, used_size) = (self.avail_size(), self.used_size());
+        let mut area = |addr, len, access| Area::resolve(maps, addr, len, access, &mut self.table);
+        self.desc = area(addrs.desc, desc_size, Access::Read)?;
+        self.avail = area(addrs.avail, avail_size, Access::Read)?;
+        self.used = area(addrs.used, used_size, Access::Write)?;
+        self.found_in = Some(iotlb.generation());
+        Ok(())
     }
 
     /// The index of the chain that the device will take next.
@@ -401,6 +620,7 @@ impl<M: UserMemory> Vring<M> {
     /// but not published is forgotten.
     pub fn set_features(&mut self, features: Features) {
         self.event_idx = features.has(Features::EVENT_IDX);
+        self.forget_areas();
         self.notify_on_empty = features.has(Features::NOTIFY_ON_EMPTY);
         let in_order = features.has(Features::IN_ORDER);
         if in_order != self.in_order {
@@ -431,23 +651,37 @@ impl<M: UserMemory> Vring<M> {
         self.avail_event() + if self.event_idx { 2 } else { 0 }
     }
 
+    fn avail_size(&self) -> u64 {
+        self.used_event() + if self.event_idx { 2 } else { 0 }
+    }
+
     /// Whether a ring at `addrs` would be within user space.
     pub fn access_ok(&self, addrs: RingAddrs) -> bool {
-        let avail_size = self.used_event() + if self.event_idx { 2 } else { 0 };
         self.mem
             .access_ok(addrs.desc, u64::from(self.num) * DESC_SIZE as u64)
-            && self.mem.access_ok(addrs.avail, avail_size)
+            && self.mem.access_ok(addrs.avail, self.avail_size())
             && self.mem.access_ok(addrs.used, self.used_size())
     }
 
     /// Readies the ring for its device: tells the driver whether kicks are wanted, and goes on
-    /// behind the last entry that the used ring holds.
+    /// behind the last entry that the used ring holds. `iotlb` is what knows where that is, if it
+    /// is not in user memory.
     ///
     /// Fails with [`EFAULT`] if the used ring can't be written or read; then the ring is as
     /// before.
-    pub fn start(&mut self, endian: Endian) -> Result<(), Fault> {
+    pub fn start(&mut self, endian: Endian, iotlb: Option<&Iotlb>) -> Result<(), Fault> {
+        if let Some(iotlb) = iotlb {
+            // No more of the ring has to be there yet.
+            let (maps, addr, len) = (iotlb.maps(), self.addrs.used, IDX + 2);
+            Area::resolve(maps, addr, len, Access::Read, &mut self.table)?;
+            self.used = Area::resolve(maps, addr, len, Access::Write, &mut self.table)?;
+        }
         let before = core::mem::replace(&mut self.endian, endian);
-        self.try_start().inspect_err(|_| self.endian = before)?;
+        let started = self.try_start();
+        if iotlb.is_some() {
+            self.forget_areas();
+        }
+        started.inspect_err(|_| self.endian = before)?;
         if endian != before {
             // It is in the other byte order.
             self.forget_done();
@@ -460,8 +694,8 @@ impl<M: UserMemory> Vring<M> {
             .because("the used ring's flags can't be written")?;
         self.called_at = None;
         let used_idx = self
-            .mem
-            .load_u16(self.addrs.used.offset(IDX))
+            .used
+            .load_u16(&self.mem, IDX)
             .because("the used ring's index can't be read")?;
         self.used_idx = self.endian.u16(used_idx);
         Ok(())
@@ -512,8 +746,8 @@ impl<M: UserMemory> Vring<M> {
         // The entries before the index that shows them; pairs with the driver's read barrier
         // between its reads of the index and of the entries.
         self.mem.write_barrier();
-        self.mem
-            .store_u16(self.addrs.used.offset(IDX), self.endian.u16(new))
+        self.used
+            .store_u16(&self.mem, IDX, self.endian.u16(new))
             .because("the used ring's index can't be written")?;
         self.log_used(IDX, 2);
 
@@ -538,8 +772,7 @@ impl<M: UserMemory> Vring<M> {
             let now = elems.get(..room).unwrap_or(elems);
             let (count, len) = (now.len(), size_of_val(now) as u64);
             let offset = ENTRIES + at as u64 * size_of::<UsedElem>() as u64;
-            self.mem
-                .write(self.addrs.used.offset(offset), now.as_bytes())?;
+            self.used.write(&self.mem, offset, now.as_bytes())?;
             self.log_used(offset, len);
             from += count;
             at = 0;
@@ -557,8 +790,7 @@ impl<M: UserMemory> Vring<M> {
             let (elem, span) = (*elem, *span);
             let len = size_of::<UsedElem>() as u64;
             let offset = ENTRIES + u64::from(self.slot(index)) * len;
-            self.mem
-                .write(self.addrs.used.offset(offset), elem.as_bytes())?;
+            self.used.write(&self.mem, offset, elem.as_bytes())?;
             self.log_used(offset, len);
             index = index.wrapping_add(span);
         }
@@ -584,8 +816,8 @@ impl<M: UserMemory> Vring<M> {
         }
         if !self.event_idx {
             let flags = self
-                .mem
-                .load_u16(self.addrs.avail.offset(FLAGS))
+                .avail
+                .load_u16(&self.mem, FLAGS)
                 .because("the available ring's flags can't be read")?;
             return Ok(self.endian.u16(flags) & AVAIL_F_NO_INTERRUPT == 0);
         }
@@ -594,8 +826,8 @@ impl<M: UserMemory> Vring<M> {
             return Ok(true);
         };
         let event = self
-            .mem
-            .load_u16(self.addrs.avail.offset(self.used_event()))
+            .avail
+            .load_u16(&self.mem, self.used_event())
             .because("the used event index can't be read")?;
         Ok(passed_event(self.endian.u16(event), new, old))
     }
@@ -629,11 +861,8 @@ impl<M: UserMemory> Vring<M> {
         self.used_flags &= !USED_F_NO_NOTIFY;
         if self.event_idx {
             let offset = self.avail_event();
-            self.mem
-                .store_u16(
-                    self.addrs.used.offset(offset),
-                    self.endian.u16(self.avail_idx),
-                )
+            self.used
+                .store_u16(&self.mem, offset, self.endian.u16(self.avail_idx))
                 .because("the available event index can't be written")?;
             self.log_used(offset, 2);
         } else {
@@ -650,8 +879,8 @@ impl<M: UserMemory> Vring<M> {
     #[inline]
     fn read_avail_idx(&mut self) -> Result<bool, Fault> {
         let raw = self
-            .mem
-            .load_u16(self.addrs.avail.offset(IDX))
+            .avail
+            .load_u16(&self.mem, IDX)
             .because("the available index can't be read")?;
         let avail_idx = self.endian.u16(raw);
         if avail_idx.wrapping_sub(self.next_avail) > self.num {
@@ -685,16 +914,16 @@ impl<M: UserMemory> Vring<M> {
     /// Reads the available entries from `index` to the end of the ring, and returns the first.
     fn read_heads(&mut self, index: u16) -> Result<u16> {
         let at = self.slot(index);
-        let addr = self.addrs.avail.offset(ENTRIES + u64::from(at) * 2);
+        let offset = ENTRIES + u64::from(at) * 2;
         let available = self.avail_idx.wrapping_sub(index).min(self.num - at);
         let count = usize::from(available).min(HEADS);
 
         self.forget_heads();
         if count <= 1 {
-            return self.mem.load_u16(addr);
+            return self.avail.load_u16(&self.mem, offset);
         }
         let entries = self.heads.entries.get_mut(..count).ok_or(EFAULT)?;
-        self.mem.read(addr, entries.as_mut_bytes())?;
+        self.avail.read(&self.mem, offset, entries.as_mut_bytes())?;
         let head = entries.first().copied().ok_or(EFAULT)?;
         self.heads.first = index;
         self.heads.count = count as u16;
@@ -705,19 +934,31 @@ impl<M: UserMemory> Vring<M> {
         self.heads.count = 0;
     }
 
+    #[inline(always)]
+    fn read_desc(&self, index: u16) -> Result<RawDesc> {
+        let offset = u64::from(index) * DESC_SIZE as u64;
+        if self.desc.flat {
+            return RawDesc::read(&self.mem, self.desc.base.offset(offset));
+        }
+        let mut raw = RawDesc::default();
+        self.desc
+            .read_pieces(&self.mem, offset, raw.as_mut_bytes())?;
+        Ok(raw)
+    }
+
     /// Follows the chain from `head` and adds its buffers to `out`. `before` descriptors of the
     /// packet were read before. Returns the chain, and how many descriptors it has in the ring
     /// itself.
     fn follow(
         &mut self,
         head: u16,
-        mem_table: &MemTable,
+        maps: &Maps,
         out: &mut Segments,
         dirty: Option<&mut DirtyList>,
         before: u32,
     ) -> Result<(Chain, u16), Fault> {
         let mut parts = Parts {
-            mem_table,
+            maps,
             out,
             dirty,
             readable: 0,
@@ -735,8 +976,9 @@ impl<M: UserMemory> Vring<M> {
             if found > self.num {
                 return Err(Fault::new(EINVAL, "a chain of descriptors loops"));
             }
-            let addr = self.addrs.desc.offset(u64::from(index) * DESC_SIZE as u64);
-            let raw = RawDesc::read(&self.mem, addr).because("a descriptor can't be read")?;
+            let raw = self
+                .read_desc(index)
+                .because("a descriptor can't be read")?;
             let desc = Desc::new(raw, self.endian);
 
             if desc.has(Desc::F_INDIRECT) {
@@ -770,8 +1012,14 @@ impl<M: UserMemory> Vring<M> {
         }
         self.table.clear();
         parts
-            .mem_table
-            .translate(desc.addr, desc.len, &mut self.table_hint, &mut self.table)
+            .maps
+            .translate(
+                desc.addr,
+                desc.len,
+                Access::Read,
+                &mut self.table_hint,
+                &mut self.table,
+            )
             .because("an indirect table is not in memory")?;
         let count = desc.len / DESC_SIZE as u32;
         if count > MAX_INDIRECT {
@@ -796,10 +1044,8 @@ impl<M: UserMemory> Vring<M> {
     }
 
     fn write_used_flags(&mut self) -> Result {
-        self.mem.store_u16(
-            self.addrs.used.offset(FLAGS),
-            self.endian.u16(self.used_flags),
-        )?;
+        self.used
+            .store_u16(&self.mem, FLAGS, self.endian.u16(self.used_flags))?;
         self.log_used(FLAGS, 2);
         Ok(())
     }
@@ -807,19 +1053,45 @@ impl<M: UserMemory> Vring<M> {
     /// Logs a write of `len` bytes at `offset` of the used ring, if that is asked for.
     #[inline(always)]
     fn log_used(&mut self, offset: u64, len: u64) {
-        if let Some(log) = self.used_log {
-            self.write_log(log, offset, len);
+        if self.used_log.is_some() {
+            self.write_log(offset, len);
         }
     }
 
     #[cold]
-    fn write_log(&mut self, used: UsedLog, offset: u64, len: u64) {
+    fn write_log(&mut self, offset: u64, len: u64) {
+        let Some(used_log) = &self.used_log else {
+            return;
+        };
         // The write before its bit in the log; pairs with the VMM's atomic exchange of the log.
         self.mem.write_barrier();
-        let marked = used.log.mark(&self.mem, used.addr.offset(offset), len);
+        let marked = if self.behind_iotlb {
+            self.mark_user(used_log, offset, len)
+        } else {
+            used_log
+                .log
+                .mark(&self.mem, used_log.addr.offset(offset), len)
+        };
         // A log that is not mapped is the VMM's loss: what was written stays.
         self.log_failed |= marked.is_err();
         self.logged = true;
+    }
+
+    /// Marks `len` bytes at `offset` of the used ring wherever guest memory has them.
+    fn mark_user(&self, used_log: &UsedLog, mut offset: u64, len: u64) -> Result {
+        let mem = used_log.mem.as_ref().ok_or(EFAULT)?;
+        let end = offset + len;
+        while offset < end {
+            let (addr, count) = if self.used.flat {
+                (self.used.base.offset(offset), end - offset)
+            } else {
+                let (addr, together) = self.used.find(offset)?;
+                (addr, (together as u64).min(end - offset))
+            };
+            used_log.log.mark_user(&self.mem, mem, addr, count)?;
+            offset += count;
+        }
+        Ok(())
     }
 
     /// Where `index` is in a ring.
@@ -850,7 +1122,7 @@ fn passed_event(event: u16, new: u16, old: u16) -> bool {
 
 /// What was found of a chain.
 struct Parts<'a> {
-    mem_table: &'a MemTable,
+    maps: &'a Maps,
     out: &'a mut Segments,
     dirty: Option<&'a mut DirtyList>,
     readable: usize,
@@ -867,17 +1139,22 @@ impl Parts<'_> {
             return Err(Fault::new(EINVAL, "a packet has too many descriptors"));
         }
         let before = self.out.len();
-        self.mem_table
-            .translate(desc.addr, desc.len, hint, self.out)
+        let access = if desc.has(Desc::F_WRITE) {
+            Access::Write
+        } else {
+            Access::Read
+        };
+        self.maps
+            .translate(desc.addr, desc.len, access, hint, self.out)
             .because("a buffer is not in memory")?;
         let count = self.out.len() - before;
 
-        if desc.has(Desc::F_WRITE) {
+        if access == Access::Write {
             self.writable += count;
             if let Some(dirty) = self.dirty.as_deref_mut().filter(|_| count > 0) {
                 dirty
                     .push(Dirty {
-                        addr: desc.addr,
+                        addr: desc.addr.as_physical(),
                         len: u64::from(desc.len),
                     })
                     .because("a chain has too many buffers to log")?;
@@ -973,7 +1250,7 @@ impl<M: UserMemory> Take<'_, M> {
     #[inline]
     pub fn next_chain(
         &mut self,
-        mem_table: &MemTable,
+        maps: &Maps,
         out: &mut Segments,
         dirty: Option<&mut DirtyList>,
     ) -> Result<Option<Chain>, Fault> {
@@ -994,7 +1271,7 @@ impl<M: UserMemory> Take<'_, M> {
         if head >= ring.num {
             return Err(Fault::new(EINVAL, "the head of a chain is out of range"));
         }
-        let (chain, descs) = ring.follow(head, mem_table, out, dirty, self.descriptors)?;
+        let (chain, descs) = ring.follow(head, maps, out, dirty, self.descriptors)?;
         self.descriptors += chain.descriptors;
         ring.done
             .push_within_capacity(UsedElem {

@@ -42,6 +42,7 @@ const unsigned int RUST_CONST_HELPER_SOCK_FLAG_XDP = SOCK_XDP;
 const unsigned int RUST_CONST_HELPER_SOCK_TYPE_RAW = SOCK_RAW;
 const unsigned int RUST_CONST_HELPER_FAMILY_PACKET = AF_PACKET;
 const unsigned int RUST_CONST_HELPER_POLL_IN = (__force unsigned int)EPOLLIN;
+const unsigned int RUST_CONST_HELPER_POLL_RDNORM = (__force unsigned int)EPOLLRDNORM;
 const unsigned int RUST_CONST_HELPER_POLL_OUT = (__force unsigned int)EPOLLOUT;
 const unsigned int RUST_CONST_HELPER_POLL_ERR = (__force unsigned int)EPOLLERR;
 const gfp_t RUST_CONST_HELPER_FRAG_GFP = GFP_KERNEL;

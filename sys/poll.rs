@@ -25,6 +25,8 @@ use kernel::{
 
 /// The file has something to read (`EPOLLIN`).
 pub const IN: u32 = local::POLL_IN;
+/// As [`IN`], in ordinary data (`EPOLLRDNORM`).
+pub const RDNORM: u32 = local::POLL_RDNORM;
 /// The file takes something to write (`EPOLLOUT`).
 pub const OUT: u32 = local::POLL_OUT;
 
