@@ -10,6 +10,7 @@
 //!
 //! Nothing here passes or fails by the clock; the time-outs only turn a hang into a failure.
 
+pub mod dirty;
 pub mod guest;
 pub mod ktap;
 pub mod mem;
