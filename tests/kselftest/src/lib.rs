@@ -12,6 +12,7 @@
 
 pub mod dirty;
 pub mod guest;
+pub mod iotlb;
 pub mod ktap;
 pub mod mem;
 pub mod net;
