@@ -410,6 +410,22 @@ fn missing(g: &mut Guest) -> Res<(Seg, Vec<u8>)> {
     Ok((s, p))
 }
 
+/// A miss may be read and answered by another process. The addresses are the owner's.
+fn other_process() -> Res {
+    let mut g = running(config(0))?;
+    for _ in 0..3 {
+        let (s, p) = missing(&mut g)?;
+        let child = sys::in_child(|| {
+            let got = read(&g.net);
+            let answered = map_seg(&g, &s).is_ok();
+            i32::from(got != Ok(Msg::miss(s.gpa, RO)) || !answered)
+        })?;
+        check_eq!(child, 0, "another process than the owner's");
+        sent(&mut g, &p)?;
+    }
+    works(&mut g)
+}
+
 /// A miss is 72 bytes, and what has no meaning is zero.
 fn miss_bytes() -> Res {
     let mut g = running(config(0))?;
@@ -1035,6 +1051,16 @@ fn answers() -> Res {
     }
     invalidate(&g.net, s.gpa, 1)?;
     stuck(&mut g, TX)?;
+    // A mapping that is refused is none.
+    for (uaddr, size) in [(USER_END, 1), (0, s.gpa.wrapping_neg() + 1)] {
+        let msg = Msg::update(s.gpa, size, uaddr, RO);
+        check_eq!(
+            write(&g.net, &msg),
+            -EFAULT,
+            "{size:#x} bytes of {uaddr:#x}"
+        );
+        stuck(&mut g, TX)?;
+    }
     // One byte is enough to go on, to the next that is missing.
     map(&g, s.gpa, 1, RO)?;
     check_eq!(miss(&g)?, (s.gpa + 101, RO));
@@ -1340,7 +1366,14 @@ fn ring_in_pieces() -> Res {
 
 /// Buffers that lie here and there, in up to a thousand pieces.
 fn buffer_in_pieces() -> Res {
-    let mut g = running(config(0))?;
+    for features in [0, MRG_RXBUF, VHOST_NET_HDR] {
+        buffer_in_pieces_with(features)?;
+    }
+    Ok(())
+}
+
+fn buffer_in_pieces_with(features: u64) -> Res {
+    let mut g = running(config(features))?;
     let views = [g.mem.regions()[0].hva, g.mem.map_again()?[0].hva];
     for (len, pieces) in [
         (60, &[1][..]),
@@ -1765,6 +1798,25 @@ fn off_and_on() -> Res {
     works(&mut g)
 }
 
+/// Features that are refused leave the IOTLB as it is.
+fn refused_features() -> Res {
+    let mut g = running(config(0))?;
+    let kernel = 0xffff_8880_0000_0000u64;
+    check_eq!(ioctl(&g.net, sys::SET_LOG_BASE, &kernel), 0);
+    for features in [VERSION_1 | LOG_ALL, FEATURES | LOG_ALL] {
+        let (s, p) = missing(&mut g)?;
+        check_eq!(ioctl(&g.net, sys::SET_FEATURES, &features), EFAULT);
+        let unknown = VERSION_1 | 1 << 63;
+        let got = ioctl(&g.net, sys::SET_FEATURES, &unknown);
+        check_eq!(got, libc::EOPNOTSUPP);
+        check_eq!(miss(&g)?, (s.gpa, RO));
+        map_seg(&g, &s)?;
+        sent(&mut g, &p)?;
+        works(&mut g)?;
+    }
+    Ok(())
+}
+
 /// The feature set once more: the mappings are forgotten, the addresses are not, and a miss is still a miss.
 fn set_again() -> Res {
     let mut g = running(config(0))?;
@@ -2149,42 +2201,43 @@ fn log_used() -> Res {
     Ok(())
 }
 
-/// Traffic each way, all misses answered page by page, the pages in no order and none beside another. Between
-/// its rounds some lose their place, be it a ring's or a buffer's.
-fn served(cfg: Config, count: u32, moves: u64, exact: bool) -> Res {
+/// What is done between the rounds of the traffic.
+#[derive(Clone, Copy)]
+enum Trouble {
+    Nothing,
+    /// So many pages, be they a ring's or a buffer's, lose their place.
+    Moves(u64),
+    /// So many mappings that nobody needs are added.
+    Fill(u64),
+    /// The feature is set once more, which forgets all mappings.
+    SetAgain,
+    /// Both queues are stopped, all mappings taken away, and started again.
+    Restart,
+}
+
+/// Traffic each way, all misses answered page by page, the pages in no order and none beside another.
+fn served(cfg: Config, count: u32, trouble: Trouble, exact: bool) -> Res {
     let mut g = Guest::stopped(cfg)?;
     let mut io = Viommu::new(&g)?;
     io.exact = exact;
-    let rings: Vec<_> = [RX, TX].iter().flat_map(|&i| parts(&g, i)).collect();
-    for &(used, len, _) in rings.iter().filter(|part| part.2 == WO) {
-        for page in pages_of(used, len) {
-            io.map(page * PAGE, RW)?;
-        }
-    }
     let room = Traffic::room(&g);
     let area = g.mem.alloc(room, PAGE);
     let mut pages: Pages = pages_of(area, room).collect();
-    for &(at, len, _) in &rings {
-        pages.extend(pages_of(at, len));
+    for index in [RX, TX] {
+        for (at, len, _) in parts(&g, index) {
+            pages.extend(pages_of(at, len));
+        }
     }
     let io = &io;
     std::thread::scope(|s| {
         let server = s.spawn(|| io.serve());
         let result = (|| {
-            g.start()?;
+            start_served(&g, io)?;
             let mut traffic = Traffic::new(&g, area);
             let mut random = Random(0x1234_5678_9abc_def1);
             while traffic.tx_out < count || traffic.rx_out < count {
                 traffic.feed(&mut g, count)?;
-                for i in 0..moves {
-                    let page = if i % 2 == 0 {
-                        let (at, len, _) = rings[random.below(6) as usize];
-                        at + random.below(len as u64)
-                    } else {
-                        BASE + random.below(io.pages() as u64) * PAGE
-                    };
-                    io.take(page)?;
-                }
+                disturb(&g, io, trouble, &mut random)?;
                 traffic.drain(&mut g)?;
             }
             // That was all, and without an error.
@@ -2198,14 +2251,57 @@ fn served(cfg: Config, count: u32, moves: u64, exact: bool) -> Res {
     println!("# {misses} misses of {pages} pages");
     // No page is asked for twice, unless it was taken away.
     let asked_again = misses > pages;
-    check_eq!(asked_again, moves > 0, "{misses} misses of {pages} pages");
+    let taken = !matches!(trouble, Trouble::Nothing);
+    check_eq!(asked_again, taken, "{misses} misses of {pages} pages");
     check!(misses > pages / 2, "{misses} misses of {pages} pages");
+    Ok(())
+}
+
+/// Starts a device whose used rings have to be mapped for that, of all that it needs.
+fn start_served(g: &Guest, io: &Viommu) -> Res {
+    for index in [RX, TX] {
+        let [_, _, (used, len, _)] = parts(g, index);
+        for page in pages_of(used, len) {
+            io.map(page * PAGE, RW)?;
+        }
+    }
+    g.start()
+}
+
+fn disturb(g: &Guest, io: &Viommu, trouble: Trouble, random: &mut Random) -> Res {
+    match trouble {
+        Trouble::Nothing => {}
+        Trouble::Moves(count) => {
+            for i in 0..count {
+                let page = if i % 2 == 0 {
+                    let ring = parts(g, random.below(2) as usize);
+                    let (at, len, _) = ring[random.below(3) as usize];
+                    at + random.below(len as u64)
+                } else {
+                    BASE + random.below(io.pages() as u64) * PAGE
+                };
+                io.take(page)?;
+            }
+        }
+        Trouble::Fill(count) => {
+            for _ in 0..count {
+                let at = FAR + random.below(1 << 20) * PAGE;
+                update(&g.net, at, PAGE, hva(g, BASE), RW)?;
+            }
+        }
+        Trouble::SetAgain => g.net.set_features(g.cfg.features)?,
+        Trouble::Restart => {
+            g.stop()?;
+            invalidate(&g.net, 0, u64::MAX)?;
+            start_served(g, io)?;
+        }
+    }
     Ok(())
 }
 
 fn traffic() -> Res {
     for features in [0, EVENT_IDX | MRG_RXBUF, EVENT_IDX | IN_ORDER | INDIRECT] {
-        served(config(features), 5000, 0, false)?;
+        served(config(features), 5000, Trouble::Nothing, false)?;
     }
     Ok(())
 }
@@ -2215,24 +2311,26 @@ fn traffic_legacy() -> Res {
         features: ACCESS_PLATFORM,
         ..config(0).num(32)
     };
-    served(cfg, 3000, 4, false)
+    served(cfg, 3000, Trouble::Moves(4), false)
 }
 
 /// A ring's size of buffers fills whole pages: what is read and what is written is never in one page.
 fn traffic_exact() -> Res {
-    served(config(EVENT_IDX).num(64), 5000, 4, true)
+    served(config(EVENT_IDX).num(64), 5000, Trouble::Moves(4), true)
 }
 
 fn traffic_moves() -> Res {
-    served(config(0).num(32), 5000, 4, false)
+    served(config(0).num(32), 5000, Trouble::Moves(4), false)
 }
 
 fn traffic_moves_more() -> Res {
-    served(config(EVENT_IDX | MRG_RXBUF).num(64), 5000, 20, false)
+    let cfg = config(EVENT_IDX | MRG_RXBUF).num(64);
+    served(cfg, 5000, Trouble::Moves(20), false)
 }
 
 fn traffic_large_rings() -> Res {
-    served(config(EVENT_IDX).num(1024), 5000, 20, false)
+    let cfg = config(EVENT_IDX).num(1024);
+    served(cfg, 5000, Trouble::Moves(20), false)
 }
 
 fn traffic_kernel_thread() -> Res {
@@ -2240,7 +2338,23 @@ fn traffic_kernel_thread() -> Res {
         kernel_thread: true,
         ..config(0).num(32)
     };
-    served(cfg, 3000, 4, false)
+    served(cfg, 3000, Trouble::Moves(4), false)
+}
+
+/// The oldest mappings are forgotten all the time.
+fn traffic_table_full() -> Res {
+    let cfg = config(EVENT_IDX).num(64);
+    served(cfg, 5000, Trouble::Fill(500), false)
+}
+
+fn traffic_set_again() -> Res {
+    let cfg = config(EVENT_IDX).num(64);
+    served(cfg, 3000, Trouble::SetAgain, false)
+}
+
+fn traffic_restarts() -> Res {
+    let cfg = config(EVENT_IDX).num(64);
+    served(cfg, 3000, Trouble::Restart, false)
 }
 
 /// Traffic through one mapping of all.
@@ -2257,6 +2371,7 @@ fn main() {
     const TESTS: &[Test] = &[
         ("offered", offered),
         ("messages", messages),
+        ("other_process", other_process),
         ("miss_bytes", miss_bytes),
         ("read_to_nowhere", read_to_nowhere),
         ("read_waits", read_waits),
@@ -2289,6 +2404,7 @@ fn main() {
         ("ring_addresses", ring_addresses),
         ("ring_moves", ring_moves),
         ("off_and_on", off_and_on),
+        ("refused_features", refused_features),
         ("set_again", set_again),
         ("on_while_running", on_while_running),
         ("stop_and_start", stop_and_start),
@@ -2306,6 +2422,9 @@ fn main() {
         ("traffic_moves_more", traffic_moves_more),
         ("traffic_large_rings", traffic_large_rings),
         ("traffic_kernel_thread", traffic_kernel_thread),
+        ("traffic_table_full", traffic_table_full),
+        ("traffic_set_again", traffic_set_again),
+        ("traffic_restarts", traffic_restarts),
         ("traffic_one_mapping", traffic_one_mapping),
     ];
     ktap::run(TESTS)
