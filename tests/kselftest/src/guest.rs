@@ -181,11 +181,22 @@ impl Guest {
         Ok(g)
     }
 
-    /// Tells the device all of a ring.
+    /// Tells the device all of a ring. With a device IOTLB, guest addresses are what is translated.
     pub fn set_vring(&self, index: usize) -> Res {
         let ring = if index == RX { &self.rx } else { &self.tx };
         self.net.set_vring_num(index, ring.num)?;
         self.net.set_vring_base(index, ring.avail_idx)?;
+        if self.cfg.features & ACCESS_PLATFORM != 0 {
+            let addr = sys::Addr {
+                index: index as u32,
+                desc: ring.desc,
+                used: ring.used,
+                avail: ring.avail,
+                ..Default::default()
+            };
+            check_eq!(sys::ioctl(&self.net, sys::SET_VRING_ADDR, &addr), 0);
+            return self.set_events(index);
+        }
         let addr = VringConfigData {
             queue_max_size: ring.num,
             queue_size: ring.num,
@@ -196,6 +207,11 @@ impl Guest {
             log_addr: None,
         };
         self.net.set_vring_addr(index, &addr)?;
+        self.set_events(index)
+    }
+
+    fn set_events(&self, index: usize) -> Res {
+        let ring = if index == RX { &self.rx } else { &self.tx };
         self.net.set_vring_kick(index, &ring.kick)?;
         self.net.set_vring_call(index, &ring.call)?;
         self.net.set_vring_err(index, &ring.err)?;

@@ -10,7 +10,9 @@
 //!
 //! Nothing here passes or fails by the clock; the time-outs only turn a hang into a failure.
 
+pub mod dirty;
 pub mod guest;
+pub mod iotlb;
 pub mod ktap;
 pub mod mem;
 pub mod net;

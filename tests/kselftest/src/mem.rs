@@ -102,6 +102,38 @@ impl Mem {
         Ok(v)
     }
 
+    /// Maps the pages of the first region once more, each apart from all others and in another order.
+    pub fn map_scattered(&self) -> Res<Vec<u64>> {
+        let pages = self.regions[0].size as usize / PAGE;
+        assert!(pages.is_power_of_two());
+        // SAFETY: a new mapping, of which some pages are mapped over.
+        unsafe {
+            let anon = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            let size = (2 * pages + 1) * PAGE;
+            let start = libc::mmap(null_mut(), size, libc::PROT_NONE, anon, -1, 0);
+            if start == libc::MAP_FAILED {
+                return Err(Error::last_os_error().into());
+            }
+            let mut v = vec![];
+            for i in 0..pages {
+                let slot = 2 * (i * 1637 % pages) + 1;
+                let p = libc::mmap(
+                    start.add(slot * PAGE),
+                    PAGE,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_SHARED | libc::MAP_FIXED,
+                    self.file.as_raw_fd(),
+                    (i * PAGE) as i64,
+                );
+                if p == libc::MAP_FAILED {
+                    return Err(Error::last_os_error().into());
+                }
+                v.push(p as u64);
+            }
+            Ok(v)
+        }
+    }
+
     /// The regions and where this process sees them.
     pub fn regions(&self) -> &[Mapped] {
         &self.regions
