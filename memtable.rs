@@ -44,8 +44,9 @@ impl GuestAddr {
 
 /// An address that the driver gave to the device (virtio 1.3, section 2.7.5: `le64 addr`).
 ///
-/// With `VIRTIO_F_ACCESS_PLATFORM` it is an I/O virtual address, which the [`Iotlb`] knows, without
-/// it a guest physical one, which the [`MemTable`] knows. The device must translate it before use.
+/// With `VIRTIO_F_ACCESS_PLATFORM` it is an I/O virtual address, which the [`Iotlb`] knows,
+/// without it a guest physical one, which the [`MemTable`] knows. The device must translate it
+/// before use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(transparent)]
 pub struct Iova(u64);
@@ -100,8 +101,6 @@ pub enum Refused {
     Denied,
     /// It falls into more pieces than there is room for.
     TooMany,
-    /// It goes on past the end of an address space.
-    Beyond,
 }
 
 /// A range of the driver's addresses, and the user memory behind it.
@@ -238,8 +237,8 @@ impl Maps {
         }
     }
 
-    /// Corrects what each map from `index` on knows of those before it. Behind the first `count` of
-    /// them, where maps were added or removed, all are right as soon as one is.
+    /// Corrects what each map from `index` on knows of those before it. Behind the first `count`
+    /// of them, where maps were added or removed, all are right as soon as one is.
     fn link(&mut self, index: usize, count: usize) {
         let before = index.checked_sub(1).and_then(|index| self.list.get(index));
         let mut reach = before.map(|map| map.reach);
@@ -320,6 +319,7 @@ impl Maps {
         hint: &mut Hint,
         out: &mut Segments,
     ) -> Result<(), Refused> {
+        let start = addr;
         let mut left = u64::from(len);
         let mut addr = addr.get();
         while left > 0 {
@@ -337,11 +337,16 @@ impl Maps {
             let more = map.last - addr;
             let take = if left <= more { left } else { more + 1 };
             let user = UserAddr::new(addr.wrapping_add(map.delta));
-            let segment = Segment::new(user, take).ok_or(Refused::Beyond)?;
+            // A range that goes past the end of either address space is nowhere.
+            let nowhere = Refused::Unmapped(Miss {
+                addr: start,
+                access,
+            });
+            let segment = Segment::new(user, take).ok_or(nowhere)?;
             out.push(segment);
             left -= take;
             if left > 0 {
-                addr = addr.checked_add(take).ok_or(Refused::Beyond)?;
+                addr = addr.checked_add(take).ok_or(nowhere)?;
             }
         }
         Ok(())
@@ -466,8 +471,8 @@ impl Iotlb {
         self.generation
     }
 
-    /// Adds the map of `size` bytes from `addr` to the user memory at `user`, which may be accessed
-    /// as `perm` says. If there is no room for it, the oldest map goes.
+    /// Adds the map of `size` bytes from `addr` to the user memory at `user`, which may be
+    /// accessed as `perm` says. If there is no room for it, the oldest map goes.
     ///
     /// Fails with [`EFAULT`] if `size` is 0 or the range wraps, and with [`ENOMEM`].
     pub fn update(&mut self, addr: Iova, size: u64, user: UserAddr, perm: u8) -> Result {

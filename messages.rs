@@ -3,8 +3,8 @@
 //! The messages that a device sends to its owner: misses of the IOTLB.
 //!
 //! A queue that comes upon an address that the IOTLB does not know stops and tells the owner, who
-//! reads that as a message (`VHOST_IOTLB_MISS`) and answers with an update. A queue has one miss at
-//! a time: it goes on at an answer to that one, which comes after the message was read.
+//! reads that as a message (`VHOST_IOTLB_MISS`) and answers with an update. A queue has one miss
+//! at a time: it goes on at an answer to that one, which comes after the message was read.
 
 #![forbid(unsafe_code)]
 
@@ -55,9 +55,15 @@ impl<const N: usize> Misses<N> {
         self.open = true;
     }
 
+    /// Forgets all misses.
+    pub fn clear(&mut self) {
+        self.queues = [None; N];
+    }
+
     /// Forgets all misses; there will be no more.
     pub fn close(&mut self) {
-        *self = Self::new();
+        self.clear();
+        self.open = false;
     }
 
     /// Adds a miss of queue `index`, as a message of type `kind`. Returns false if the queue has

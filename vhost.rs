@@ -6,9 +6,9 @@
 //! the worker then runs a queue when its driver kicks or its backend gets ready. What the device
 //! is, a [`Driver`] says: nothing here knows of networking.
 //!
-//! Lock order: the device's state, then its queues by their index, then the IOTLB, then the misses.
-//! All that the worker touches is under its queue's mutex. The worker is never stopped, and never waited for, under the mutex of
-//! a queue.
+//! Lock order: the device's state, then its queues by their index, then the IOTLB, then the
+//! misses. All that the worker touches is under its queue's mutex. The worker is never stopped,
+//! and never waited for, under the mutex of a queue.
 
 #![forbid(unsafe_code)]
 
@@ -348,8 +348,9 @@ pub struct Queue<D: Driver> {
     pub ring: Vring<CurrentMm>,
     /// Guest memory, once the owner has described it.
     pub mem: Option<Arc<MemTable>>,
-    /// What knows the driver's addresses, if they are not guest physical ones. A turn of the worker
-    /// has it locked: who has changed it knows that what was there before is no longer used.
+    /// What knows the driver's addresses, if they are not guest physical ones. A turn of the
+    /// worker has it locked: who has changed it knows that what was there before is no longer
+    /// used.
     pub iotlb: Option<Arc<Mutex<Iotlb>>>,
     /// What the driver accepted.
     pub features: Features,
@@ -956,8 +957,13 @@ impl<D: Driver> Device<D> {
         })
     }
 
-    /// The queue can't go on. If that is because of an address that the IOTLB does not know, it can
-    /// as soon as the owner has said what is there; if not, something is wrong.
+    /// Forgets what the owner was to be told.
+    pub fn forget_misses(&self) {
+        self.misses.lock().clear();
+    }
+
+    /// The queue can't go on. If that is because of an address that the IOTLB does not know, it
+    /// can as soon as the owner has said what is there; if not, something is wrong.
     pub fn stand_still(&self, queue: &mut Queue<D>, fault: Fault) {
         let Some(miss) = fault.miss.filter(|_| queue.iotlb.is_some()) else {
             queue.fault(fault);
@@ -1118,8 +1124,8 @@ impl<D: Driver> Device<D> {
     /// Reads a message from the device. Waits for one unless `nonblock` is set.
     ///
     /// Returns 0 if `to` is too short for one. Fails with [`EAGAIN`] if there is none and
-    /// `nonblock` is set, with [`ERESTARTSYS`] if a signal came first, and with [`EBADFD`] if there
-    /// will be none, for there is no IOTLB.
+    /// `nonblock` is set, with [`ERESTARTSYS`] if a signal came first, and with [`EBADFD`] if
+    /// there will be none, for there is no IOTLB.
     pub fn read(&self, to: &mut IovIterDest<'_>, nonblock: bool) -> Result<usize> {
         if to.len() < size_of::<uapi::Message>() {
             return Ok(0);
@@ -1155,8 +1161,8 @@ impl<D: Driver> Device<D> {
     /// Writes a message to the device.
     ///
     /// Returns the size of a message. Fails with [`EINVAL`] if it is none, or is an update of an
-    /// empty range, and with [`EFAULT`] if the device can't follow it: there is no IOTLB, the range
-    /// wraps, its user memory is not in user space, or there is no memory to keep it.
+    /// empty range, and with [`EFAULT`] if the device can't follow it: there is no IOTLB, the
+    /// range wraps, its user memory is not in user space, or there is no memory to keep it.
     pub fn write(&self, from: &mut IovIterSource<'_>) -> Result<usize> {
         let mut kind = [0; size_of::<u32>()];
         if from.copy_from_iter(&mut kind) != kind.len() {

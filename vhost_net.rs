@@ -582,6 +582,10 @@ fn set_backend(device: &Device<Net>, index: usize, fd: i32) -> Result {
     state.check_owner()?;
     let mut guard = device.queue(index)?;
     let queue = &mut *guard;
+    if fd == uapi::FILE_UNBIND {
+        // Whatever a queue waited for, the owner is about to change it.
+        device.forget_misses();
+    }
     if !queue.access_ok() {
         return Err(EFAULT);
     }

@@ -91,7 +91,6 @@ impl Fault {
             },
             Refused::Denied => Self::new(EPERM, "a map does not allow the access"),
             Refused::TooMany => Self::new(ENOBUFS, "a chain has too many pieces"),
-            Refused::Beyond => Self::new(EFAULT, why),
         }
     }
 }
