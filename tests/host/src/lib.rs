@@ -14,7 +14,12 @@
 //! wrap, a nested or a ragged table, readable behind writable, a chain that is available twice), a
 //! barrier left out, a hint trusted where regions overlap, entries kept over a new base, a [`Take`] that
 //! gives back too little, and a length in the wrong byte order; and with chains used in order, an entry in the
-//! wrong place, for too few chains or of the wrong one, and a descriptor lost when chains are given back.
+//! wrong place, for too few chains or of the wrong one, and a descriptor lost when chains are given back; and
+//! with the IOTLB, a map that is not linked to those before it, a hint trusted where another map comes first,
+//! the wrong map retired, a permission not checked or the wrong one, a range that goes around, a change without
+//! a new generation, a ring that is not found again, or is used before it was, a field read across pieces, a
+//! miss that names another address or none, a message that comes out of order or is answered before it was
+//! read, and a log of only one of the places that memory is in.
 //!
 //! [`Take`]: vring::Take
 
