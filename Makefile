@@ -95,6 +95,10 @@ demo-compare:
 check:
 	@scripts/check $(STEPS)
 
+.PHONY: fuzz
+fuzz:
+	@scripts/check fuzz
+
 .PHONY: bench bench-quick
 bench:
 	@tests/bench/run

@@ -16,8 +16,8 @@ use std::{cell::Cell, rc::Rc};
 /// Memory as a driver left it, and what happens then.
 #[derive(Clone, Debug)]
 pub struct Case {
-    guest: Guest,
-    ops: Vec<Op>,
+    pub guest: Guest,
+    pub ops: Vec<Op>,
 }
 
 pub fn case() -> impl Strategy<Value = Case> {
@@ -148,11 +148,11 @@ pub fn check_changing(Case { guest, ops }: &Case, seed: u64) -> Step {
 }
 
 #[derive(Clone, Debug)]
-struct Desc {
-    addr: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
+pub struct Desc {
+    pub addr: u64,
+    pub len: u32,
+    pub flags: u16,
+    pub next: u16,
 }
 
 fn addr() -> impl Strategy<Value = u64> {
@@ -219,12 +219,12 @@ fn desc(num: u16, wild: u32, nested: bool) -> impl Strategy<Value = Desc> {
 }
 
 #[derive(Clone, Debug)]
-struct Guest {
-    layout: Layout,
-    descs: Vec<Desc>,
+pub struct Guest {
+    pub layout: Layout,
+    pub descs: Vec<Desc>,
     /// Tables fill guest memory from its start.
-    tables: Vec<Desc>,
-    entries: Vec<u16>,
+    pub tables: Vec<Desc>,
+    pub entries: Vec<u16>,
 }
 
 fn guest() -> impl Strategy<Value = Guest> {
@@ -272,7 +272,7 @@ fn guest() -> impl Strategy<Value = Guest> {
 }
 
 #[derive(Clone, Debug)]
-enum Op {
+pub enum Op {
     /// Makes so many chains available.
     Offer(u16),
     /// Moves the available index anywhere.

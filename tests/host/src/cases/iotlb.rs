@@ -18,9 +18,9 @@ use std::sync::LazyLock;
 /// What happens to an IOTLB of at most `limit` maps; the addresses are from `start` on.
 #[derive(Clone, Debug)]
 pub struct Case {
-    start: u64,
-    limit: usize,
-    ops: Vec<Op>,
+    pub start: u64,
+    pub limit: usize,
+    pub ops: Vec<Op>,
 }
 
 pub fn case() -> impl Strategy<Value = Case> {
@@ -197,13 +197,13 @@ impl Model {
 
 /// A range that starts at so many bytes behind the start of the test's window.
 #[derive(Clone, Copy, Debug)]
-struct Range {
-    offset: u64,
-    size: u64,
+pub struct Range {
+    pub offset: u64,
+    pub size: u64,
 }
 
 #[derive(Clone, Debug)]
-enum Op {
+pub enum Op {
     Update(Range, u64, u8),
     /// The range that was told last, again: all of it, or what adjoins it.
     Again(bool, u64, u8),

@@ -13,14 +13,14 @@ use crate::{
 use proptest::{collection::vec, prelude::*};
 
 const AREA: u64 = 0x7000_0000;
-const AREA_SIZE: u64 = 256;
+pub const AREA_SIZE: u64 = 256;
 
 /// A log `skew` bytes into an area that is full of `noise`; a page, an offset in it and a length for each range.
 #[derive(Clone, Debug)]
 pub struct Case {
-    skew: u64,
-    noise: Vec<u8>,
-    ranges: Vec<(u64, u64, u64)>,
+    pub skew: u64,
+    pub noise: Vec<u8>,
+    pub ranges: Vec<(u64, u64, u64)>,
 }
 
 pub fn case() -> impl Strategy<Value = Case> {

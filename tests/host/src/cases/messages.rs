@@ -100,7 +100,7 @@ pub fn check(ops: &[Op]) -> Step {
     Ok(())
 }
 
-const QUEUES: usize = 3;
+pub const QUEUES: usize = 3;
 
 /// A miss that was not answered; the list of these has the oldest first.
 #[derive(Clone, Copy, Debug)]

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The messages of misses.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use vhost_net_host_tests::cases::messages;
+
+fuzz_target!(
+    |bytes: &[u8]| vhost_net_fuzz::run(bytes, vhost_net_fuzz::messages, |ops| messages::check(ops))
+);
