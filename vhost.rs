@@ -290,6 +290,11 @@ impl<D: Driver> Worker<D> {
         Ok(Arc::new(Self { set, thread }, GFP_KERNEL)?)
     }
 
+    /// Whether there is something to do that was not begun.
+    pub fn has_work(&self) -> bool {
+        self.set.word.load(Relaxed) != 0
+    }
+
     /// Waits until all work that was there before is done, or never will be.
     fn flush(&self) {
         let mut flushes = self.set.flushes.lock();
@@ -445,6 +450,13 @@ impl<D: Driver> Queue<D> {
         if let Some(worker) = &self.worker {
             worker.wake(Word::ready(self.index));
         }
+    }
+
+    /// How long the worker looks for work before it waits for it; none if it does not.
+    pub fn busyloop_timeout(&self) -> Option<Delta> {
+        // A unit is the microsecond of the C driver: 1024 ns.
+        let timeout = i64::from(self.busyloop_timeout) << 10;
+        (timeout > 0).then_some(Delta::from_nanos(timeout))
     }
 
     /// The worker that runs this queue, once there is an owner.
@@ -804,6 +816,8 @@ pub struct Device<D: Driver> {
     readers: PollCondVar,
     /// How many want to look at the queues.
     watchers: Atomic<u32>,
+    /// How many of the owner's threads wait for what the worker may have locked.
+    waiters: Atomic<u32>,
 }
 
 impl<D: Driver> Device<D> {
@@ -818,6 +832,7 @@ impl<D: Driver> Device<D> {
                 misses <- new_spinlock!(Misses::new(), "vhost_misses"),
                 readers <- new_poll_condvar!("vhost_readers"),
                 watchers: Atomic::new(0),
+                waiters: Atomic::new(0),
             }),
             GFP_KERNEL,
         )
@@ -828,24 +843,53 @@ impl<D: Driver> Device<D> {
         self.state.lock()
     }
 
-    /// Locks a queue. Fails with [`ENOBUFS`] if there is none of this index.
-    pub fn queue(&self, index: usize) -> Result<MutexGuard<'_, Queue<D>>> {
+    fn find_queue(&self, index: usize) -> Option<&Mutex<Queue<D>>> {
         match index {
-            0 => Ok(self.first.lock()),
-            1 => Ok(self.second.lock()),
-            _ => Err(ENOBUFS),
+            0 => Some(&self.first),
+            1 => Some(&self.second),
+            _ => None,
         }
+    }
+
+    /// Locks what the worker may have locked, for the owner. A worker that has nothing to do lets
+    /// go of it.
+    fn lock_soon<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
+        self.waiters.fetch_add(1, Relaxed);
+        let guard = mutex.lock();
+        self.waiters.fetch_sub(1, Relaxed);
+        guard
+    }
+
+    /// Locks a queue, for the owner. Fails with [`ENOBUFS`] if there is none of this index.
+    pub fn queue(&self, index: usize) -> Result<MutexGuard<'_, Queue<D>>> {
+        Ok(self.lock_soon(self.find_queue(index).ok_or(ENOBUFS)?))
+    }
+
+    /// Locks a queue, for the worker.
+    pub fn queue_to_run(&self, index: usize) -> Option<MutexGuard<'_, Queue<D>>> {
+        Some(self.find_queue(index)?.lock())
+    }
+
+    /// Locks the queue beside the one of this index, for a worker that has that one locked. It may
+    /// be in use.
+    pub fn try_other_queue(&self, index: usize) -> Option<MutexGuard<'_, Queue<D>>> {
+        self.find_queue(1usize.checked_sub(index)?)?.try_lock()
+    }
+
+    /// Whether somebody waits for what the worker has locked.
+    pub fn is_waited_for(&self) -> bool {
+        self.waiters.load(Relaxed) > 0 || self.watchers.load(Relaxed) > 0
     }
 
     /// Calls `f` with each queue locked in turn.
     fn each_queue(&self, mut f: impl FnMut(&mut Queue<D>)) {
-        f(&mut self.first.lock());
-        f(&mut self.second.lock());
+        f(&mut self.lock_soon(&self.first));
+        f(&mut self.lock_soon(&self.second));
     }
 
     /// Whether `f` is true of each queue, locked in turn.
     fn all_queues(&self, mut f: impl FnMut(&Queue<D>) -> bool) -> bool {
-        f(&self.first.lock()) && f(&self.second.lock())
+        f(&self.lock_soon(&self.first)) && f(&self.lock_soon(&self.second))
     }
 
     /// Makes the current process the owner.
@@ -1200,14 +1244,15 @@ impl<D: Driver> Device<D> {
                 if message.perm & READ_WRITE != 0 && !CurrentMm.access_ok(user, size) {
                     return Err(EFAULT);
                 }
-                iotlb.lock().update(addr, size, user, message.perm)?;
+                self.lock_soon(iotlb)
+                    .update(addr, size, user, message.perm)?;
                 self.misses.lock().answer(addr, size, |index| {
                     if let Some(owner) = &state.owner {
                         owner.worker.wake(Word::ready(index));
                     }
                 });
             }
-            uapi::IOTLB_INVALIDATE => iotlb.lock().invalidate(addr, size)?,
+            uapi::IOTLB_INVALIDATE => self.lock_soon(iotlb).invalidate(addr, size)?,
             _ => return Err(EINVAL),
         }
         Ok(())

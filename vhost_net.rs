@@ -15,6 +15,7 @@ use crate::{
         DirtyLog, //
     },
     memtable::{
+        Iotlb,
         Maps,
         MemTable,
         Segments,
@@ -23,6 +24,7 @@ use crate::{
     sys::{
         miscdev::MiscDevice,
         poll,
+        sched::need_resched,
         socket::{
             Kind,
             Receiver,
@@ -64,11 +66,16 @@ use kernel::{
         IovIterSource, //
     },
     prelude::*,
+    processor::cpu_relax,
     seq_file::SeqFile,
     sync::{
         poll::PollTable,
         Arc,
         ArcBorrow, //
+    },
+    time::{
+        Instant,
+        Monotonic, //
     }, //
 };
 
@@ -197,7 +204,7 @@ impl Driver for Net {
     }
 
     fn run(device: &Device<Self>, index: usize, cause: Cause) {
-        let Ok(mut queue) = device.queue(index) else {
+        let Some(mut queue) = device.queue_to_run(index) else {
             return;
         };
         if cause.kicked {
@@ -261,7 +268,7 @@ fn turn(device: &Device<Net>, queue: &mut Queue<Net>) {
         }
         maps = iotlb.maps();
     }
-    let moved = move_packets(queue, maps, &sock);
+    let moved = move_packets(device, queue, maps, iotlb.as_deref(), &sock);
     // Also after a fault: what was moved before it is done.
     let finished = finish(queue, &sock);
     if let Err(fault) = moved.and(finished) {
@@ -269,7 +276,13 @@ fn turn(device: &Device<Net>, queue: &mut Queue<Net>) {
     }
 }
 
-fn move_packets(queue: &mut Queue<Net>, maps: &Maps, sock: &Socket) -> Result<(), Fault> {
+fn move_packets(
+    device: &Device<Net>,
+    queue: &mut Queue<Net>,
+    maps: &Maps,
+    iotlb: Option<&Iotlb>,
+    sock: &Socket,
+) -> Result<(), Fault> {
     queue.state.poll.as_mut().stop();
     queue.disable_kicks()?;
 
@@ -296,20 +309,108 @@ fn move_packets(queue: &mut Queue<Net>, maps: &Maps, sock: &Socket) -> Result<()
             Step::NoBuffer(packet) => {
                 cost.add(packet);
                 finish(queue, sock)?;
-                if !queue.enable_kicks()? {
-                    return Ok(());
+                let looked = match queue.index() {
+                    RX => Looked::Long,
+                    _ => look_for_work(device, queue, iotlb),
+                };
+                match looked {
+                    Looked::Found => {}
+                    Looked::Interrupted => break,
+                    Looked::Long if !queue.enable_kicks()? => return Ok(()),
+                    Looked::Long => {}
                 }
             }
             Step::NotReady => {
-                // A backend in an error state wakes nobody; the owner will give another.
-                let _ = wait(queue, sock);
-                return Ok(());
+                finish(queue, sock)?;
+                let looked = match queue.index() {
+                    RX => look_for_work(device, queue, iotlb),
+                    _ => Looked::Long,
+                };
+                match looked {
+                    Looked::Found => {}
+                    Looked::Interrupted => break,
+                    Looked::Long => {
+                        // A backend in an error state wakes nobody; the owner will give another.
+                        let _ = wait(queue, sock);
+                        return Ok(());
+                    }
+                }
             }
         }
         packets += 1;
     }
     queue.run_again();
     Ok(())
+}
+
+/// How a look for work ended.
+enum Looked {
+    /// There is some for the queue.
+    Found,
+    /// There is other work for the worker, or somebody waits for the queue.
+    Interrupted,
+    /// There was none for as long as the owner wants the worker to look, or it is not to look.
+    Long,
+}
+
+/// Looks for work for a queue that has none, and for the other queue beside it, for as long as the
+/// owner wants that: what comes meanwhile needs no kick, and no wake-up.
+fn look_for_work(device: &Device<Net>, queue: &mut Queue<Net>, iotlb: Option<&Iotlb>) -> Looked {
+    let Some(timeout) = queue.busyloop_timeout() else {
+        return Looked::Long;
+    };
+    // Where both are wanted, the owner has the locks in the other order.
+    let Some(mut other) = device.try_other_queue(queue.index()) else {
+        return Looked::Long;
+    };
+    let both = other.state.backend.is_some()
+        && other.is_set_up()
+        && iotlb.is_none_or(|iotlb| other.ring.find(iotlb).is_ok());
+    if both {
+        // Only advice to the driver: if that is not to be had, the queue's own turn will say so.
+        let _ = other.disable_kicks();
+    }
+
+    let begin = Instant::<Monotonic>::now();
+    let mut interrupted = false;
+    let ours = loop {
+        let ours = has_work(queue);
+        if ours || (both && has_work(&mut other)) {
+            break ours;
+        }
+        interrupted = device.is_waited_for() || queue.worker().is_some_and(|w| w.has_work());
+        if interrupted
+            || need_resched()
+            || current!().signal_pending()
+            || begin.elapsed() >= timeout
+        {
+            break false;
+        }
+        cpu_relax();
+    };
+    if both && (has_work(&mut other) || !matches!(other.enable_kicks(), Ok(false))) {
+        other.run_again();
+    }
+    if ours {
+        Looked::Found
+    } else if interrupted {
+        Looked::Interrupted
+    } else {
+        Looked::Long
+    }
+}
+
+/// Whether there is a packet to be moved, and a buffer for it.
+fn has_work(queue: &mut Queue<Net>) -> bool {
+    let packet = match queue.state.backend.as_mut() {
+        Some(backend) => match &mut backend.receiver {
+            Some(receiver) => receiver.peek_len() > 0,
+            None => true,
+        },
+        None => false,
+    };
+    // A ring that can't be read is not empty.
+    packet && !queue.ring.is_empty()
 }
 
 /// Makes the queue run when `sock` gets ready.

@@ -122,6 +122,11 @@ __vhost_helper void rust_helper_cond_resched(void)
 	cond_resched();
 }
 
+__vhost_helper bool rust_helper_need_resched(void)
+{
+	return need_resched();
+}
+
 /* linux/skb_array.h, linux/skbuff.h */
 
 __vhost_helper int rust_helper___skb_array_len_with_tag(struct sk_buff *skb)
