@@ -1658,6 +1658,7 @@ fn ring_addresses() -> Res {
         if running {
             map_rings(&g)?;
             g.start()?;
+            quiet(&g)?;
         }
         let (desc, avail, used) = (g.tx.desc, g.tx.avail, g.tx.used);
         for at in [1 << 63, u64::MAX - 3, USER_END, 0xffff_8880_0000_0000] {
