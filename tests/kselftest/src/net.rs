@@ -81,20 +81,39 @@ fn if_ioctl(request: u64, req: &mut Ifreq) -> Res {
 pub fn bridge(name: &str, ports: &[&Tap]) -> Res {
     if_ioctl(SIOCBRADDBR, &mut Ifreq::new(name))?;
     for port in ports {
-        let mut r = Ifreq::new(name);
-        r.value[0] = port.index as u32;
-        if_ioctl(SIOCBRADDIF, &mut r)?;
+        bridge_join(name, port)?;
     }
     let mut r = Ifreq::new(name);
     r.value[0] = libc::IFF_UP as u32;
     if_ioctl(libc::SIOCSIFFLAGS, &mut r)
 }
 
+/// Joins one more interface to a bridge.
+pub fn bridge_join(name: &str, port: &Tap) -> Res {
+    let mut r = Ifreq::new(name);
+    r.value[0] = port.index as u32;
+    if_ioctl(SIOCBRADDIF, &mut r)
+}
+
 /// Runs `ip` with these words.
 pub fn ip(words: &str) -> Res {
-    let out = Command::new("ip").args(words.split(' ')).output()?;
+    run("ip", words)
+}
+
+/// Has a bridge send what is for an address to one port only.
+pub fn bridge_to(port: &Tap, address: [u8; 6]) -> Res {
+    let [a, b, c, d, e, f] = address;
+    let address = format!("{a:x}:{b:x}:{c:x}:{d:x}:{e:x}:{f:x}");
+    run(
+        "bridge",
+        &format!("fdb add {address} dev {} master static", port.name),
+    )
+}
+
+fn run(program: &str, words: &str) -> Res {
+    let out = Command::new(program).args(words.split(' ')).output()?;
     let why = String::from_utf8_lossy(&out.stderr);
-    crate::check!(out.status.success(), "ip {words}: {why}");
+    crate::check!(out.status.success(), "{program} {words}: {why}");
     Ok(())
 }
 
@@ -223,6 +242,7 @@ impl Tap {
 /// somebody reads.
 pub struct Plug {
     pub tap: Tap,
+    hdr: usize,
     buf: Vec<u8>,
 }
 
@@ -235,10 +255,16 @@ impl Plug {
     pub fn new(name: &str, hdr: usize) -> Res<Self> {
         let tap = Tap::open("/dev/net/tun", name, hdr, IFF_BACKPRESSURE)?;
         tap.up(Self::LEN)?;
-        let sender = Peer::sender(tap.index, false)?;
-        (0..Self::LEN).try_for_each(|i| sender.send(&frame(Self::FIRST + i, 60)))?;
         let buf = vec![0; 1 << 17];
-        Ok(Plug { tap, buf })
+        let plug = Plug { tap, hdr, buf };
+        plug.fill()?;
+        Ok(plug)
+    }
+
+    /// Fills it again, when it was read empty.
+    pub fn fill(&self) -> Res {
+        let sender = Peer::sender(self.tap.index, false)?;
+        (0..Self::LEN).try_for_each(|i| sender.send(&frame(Self::FIRST + i, 60)))
     }
 
     /// The next packet that waited, if there is one. It makes room for what waits.
@@ -246,7 +272,7 @@ impl Plug {
         loop {
             let n = (&self.tap.fd).read(&mut self.buf).ok()?;
             let packet = &self.buf[..n];
-            if n < ETH + 4 || seq(packet) < Self::FIRST {
+            if seq(&packet[self.hdr..]) < Self::FIRST {
                 return Some(packet.to_vec());
             }
         }

@@ -37,10 +37,6 @@ fn long_times() -> [(u32, u32); 3] {
     [(long, 0), (0, long), (long, long)]
 }
 
-fn on_c() -> bool {
-    std::env::var("VHOST_MODULE").as_deref() == Ok("c")
-}
-
 const FEATURES: &[u64] = &[VERSION_1, VERSION_1 | EVENT_IDX, MRG_RXBUF | INDIRECT];
 
 fn set(fd: &impl AsRawFd, index: u32, num: u32) -> i32 {
