@@ -2,6 +2,7 @@
 
 //! System calls that tests make directly: ioctls with wrong arguments, namespaces, modules.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::fs::OpenOptions;
 use std::io::Error;
@@ -83,6 +84,8 @@ pub const GET_VRING_ENDIAN: u64 = iow::<State>(0x14);
 pub const SET_VRING_KICK: u64 = iow::<VringFile>(0x20);
 pub const SET_VRING_CALL: u64 = iow::<VringFile>(0x21);
 pub const SET_VRING_ERR: u64 = iow::<VringFile>(0x22);
+pub const SET_VRING_BUSYLOOP_TIMEOUT: u64 = iow::<State>(0x23);
+pub const GET_VRING_BUSYLOOP_TIMEOUT: u64 = iow::<State>(0x24);
 pub const SET_BACKEND_FEATURES: u64 = iow::<u64>(0x25);
 pub const GET_BACKEND_FEATURES: u64 = ior::<u64>(0x26);
 pub const NET_SET_BACKEND: u64 = iow::<VringFile>(0x30);
@@ -169,6 +172,43 @@ pub fn own_network() -> Res {
 pub fn module_users() -> Option<i64> {
     let s = std::fs::read_to_string("/sys/module/vhost_net/refcnt").ok()?;
     s.trim().parse().ok()
+}
+
+/// Unloads a module: 0 or the errno.
+pub fn delete_module(name: &str) -> i32 {
+    let name = CString::new(name).unwrap();
+    // SAFETY: a valid name.
+    let r = unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
+    if r == 0 {
+        return 0;
+    }
+    Error::last_os_error().raw_os_error().unwrap()
+}
+
+/// Loads the module in a file, with parameters.
+pub fn insert_module(path: &str, parameters: &str) -> Res {
+    let f = File::open(path)?;
+    let p = CString::new(parameters).unwrap();
+    // SAFETY: the descriptor is open and the parameters are a valid string.
+    let r = unsafe { libc::syscall(libc::SYS_finit_module, f.as_raw_fd(), p.as_ptr(), 0) };
+    crate::check!(r == 0, "{path} {parameters}: {}", Error::last_os_error());
+    Ok(())
+}
+
+/// Loads vhost_net again, with parameters.
+pub fn reload(parameters: &str) -> Res {
+    let path = std::env::var("VHOST_MODULE_PATH");
+    crate::check!(
+        path.is_ok(),
+        "VHOST_MODULE_PATH does not say where vhost_net.ko is"
+    );
+    crate::check_eq!(delete_module("vhost_net"), 0, "rmmod vhost_net");
+    insert_module(&path.unwrap(), parameters)
+}
+
+/// Is it the C driver that is tested?
+pub fn on_c() -> bool {
+    std::env::var("VHOST_MODULE").as_deref() == Ok("c")
 }
 
 /// The names of this process's threads.

@@ -691,8 +691,17 @@ fn set_backend() -> Res {
         errno!(g.net, NET_SET_BACKEND, &file(i, -1), 0);
         errno!(g.net, NET_SET_BACKEND, &file(i, 9999), ENOTSOCK);
         errno!(g.net, NET_SET_BACKEND, &file(i, -2), ENOTSOCK);
-        let null = File::open("/dev/null")?;
-        errno!(g.net, NET_SET_BACKEND, &file(i, null.as_raw_fd()), ENOTSOCK);
+        for path in ["/dev/null", "/proc/self/exe"] {
+            let other = File::open(path)?;
+            errno!(
+                g.net,
+                NET_SET_BACKEND,
+                &file(i, other.as_raw_fd()),
+                ENOTSOCK
+            );
+        }
+        let (pipe, _) = std::io::pipe()?;
+        errno!(g.net, NET_SET_BACKEND, &file(i, pipe.as_raw_fd()), ENOTSOCK);
         errno!(
             g.net,
             NET_SET_BACKEND,
