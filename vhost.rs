@@ -40,6 +40,7 @@ use crate::{
         },
         sched::cond_resched,
         uaccess::CurrentMm,
+        ubuf::UserBufs,
         vhost_task::{
             VhostTask,
             Work, //
@@ -116,6 +117,11 @@ pub trait Driver: Sized + Send + Sync + 'static {
 
     /// Moves what can be moved through queue `index`. Called by the worker.
     fn run(device: &Device<Self>, index: usize, cause: Cause);
+
+    /// Waits until nothing that was begun before uses guest memory any more.
+    ///
+    /// The caller has the device's state locked, and no queue.
+    fn flush(device: &Device<Self>);
 }
 
 /// What a [`Driver`] keeps for a queue.
@@ -123,8 +129,12 @@ pub trait QueueState: Send + Unpin {
     /// The kind of backend that the queue has, if it has one: then it is running.
     fn backend(&self) -> Option<&'static str>;
 
-    /// Lets go of the backend, and of all that depends on the owner.
-    fn reset(&mut self);
+    /// What a [reset](Self::reset) leaves to be dropped.
+    type Remains;
+
+    /// Lets go of the backend, and of all that depends on the owner. What that has to wait for is
+    /// returned, to be dropped when the queue is not locked.
+    fn reset(&mut self) -> Self::Remains;
 }
 
 /// Why a queue runs.
@@ -338,6 +348,14 @@ pub fn backend_poll<D: Driver>(index: usize, mask: u32) -> Result<QueuePoll<D>> 
     KBox::pin_init(PollEntry::new(mask, Word::ready(index)), GFP_KERNEL)
 }
 
+/// Makes the keeper of the packets that queue `index` sends from guest memory. `worker` runs the
+/// queue when some of them are done.
+///
+/// Fails with [`ENOMEM`].
+pub fn user_bufs<D: Driver>(index: usize, worker: Arc<Worker<D>>) -> Result<UserBufs<Worker<D>>> {
+    UserBufs::new(worker, Word::ready(index))
+}
+
 /// What a queue did. Printed in `fdinfo`; it only ever grows.
 #[derive(Default)]
 pub struct Stats {
@@ -415,9 +433,9 @@ impl<D: Driver> Queue<D> {
         })
     }
 
-    /// Puts the queue into the state of a new device. The worker does not run it any more.
+    /// Puts the queue into the state of a new device, but for what the device keeps, which was reset
+    /// before. The worker does not run it any more.
     fn reset(&mut self) {
-        self.state.reset();
         self.kick_poll.as_mut().stop();
         self.last_fault = None;
         self.ring.reset();
@@ -937,11 +955,15 @@ impl<D: Driver> Device<D> {
     /// Stops the queues and the worker, and lets go of the owner and all that it set.
     fn stop(&self, state: &mut State<D>) {
         // Nothing makes the worker run a queue any more, and then it has run the last time.
-        self.each_queue(|queue| {
-            queue.state.reset();
+        let stop = |queue: &mut Queue<D>| {
             queue.kick_poll.as_mut().stop();
-        });
+            queue.state.reset()
+        };
+        let first = stop(&mut self.lock_soon(&self.first));
+        let second = stop(&mut self.lock_soon(&self.second));
         state.flush();
+        // With no queue locked, since it may wait.
+        drop((first, second));
         self.each_queue(Queue::reset);
         *state = State::new();
         self.misses.lock().close();
@@ -1057,6 +1079,7 @@ impl<D: Driver> Device<D> {
             _ => return self.vring_ioctl(&state, cmd, arg),
         };
         state.flush();
+        D::flush(self);
         result
     }
 

@@ -52,12 +52,15 @@ use crate::{
         Queue,
         QueuePoll,
         QueueState,
+        Stats,
         QUEUES, //
     },
     vring::{
         Endian,
-        Fault, //
-    }, //
+        Fault,
+        Take, //
+    },
+    zcopy::ZeroCopy, //
 };
 use kernel::{
     fs::File,
@@ -101,6 +104,8 @@ const BACKEND_FEATURES: u64 = uapi::BACKEND_F_IOTLB_MSG_V2;
 
 /// The index of the queue that fills the guest's buffers; the other one empties them.
 const RX: usize = 0;
+/// The index of the other one.
+const TX: usize = 1;
 
 /// A turn ends after so many packets: one queue can't starve the other with small ones.
 const PACKET_WEIGHT: u32 = 256;
@@ -150,10 +155,12 @@ pub struct NetQueue {
 }
 
 /// What a queue takes its packets from, or gives them to.
-struct Backend {
+pub struct Backend {
     sock: Arc<Socket>,
     /// For queue [`RX`].
     receiver: Option<Receiver>,
+    /// For queue [`TX`], if the owner of the host wants it and the socket can do it.
+    zerocopy: Option<ZeroCopy<Net>>,
 }
 
 impl Backend {
@@ -163,7 +170,22 @@ impl Backend {
             RX => Some(Receiver::new(sock.clone())?),
             _ => None,
         };
-        Ok(Self { sock, receiver })
+        Ok(Self {
+            sock,
+            receiver,
+            zerocopy: None,
+        })
+    }
+
+    /// Lets packets go without a copy, if that is to be and the socket can do it.
+    ///
+    /// Fails as [`ZeroCopy::new`].
+    fn enable_zerocopy(&mut self, queue: &Queue<Net>) -> Result {
+        let enabled = crate::module_parameters::experimental_zcopytx.value() != 0;
+        if enabled && queue.index() == TX && self.sock.has_zerocopy() {
+            self.zerocopy = Some(ZeroCopy::new(queue)?);
+        }
+        Ok(())
     }
 }
 
@@ -177,11 +199,13 @@ impl QueueState for NetQueue {
             })
     }
 
-    fn reset(&mut self) {
+    type Remains = Option<Backend>;
+
+    fn reset(&mut self) -> Option<Backend> {
         self.poll.as_mut().stop();
-        self.backend = None;
         self.own_header = 0;
         self.backend_header = 0;
+        self.backend.take()
     }
 }
 
@@ -211,6 +235,26 @@ impl Driver for Net {
             queue.stats.kicks += 1;
         }
         turn(device, &mut queue, cause.hurried);
+    }
+
+    fn flush(device: &Device<Self>) {
+        // The backend stays, for the device's state is locked.
+        let hold = |queue: &mut Queue<Net>| Some(queue.state.zerocopy()?.hold());
+        let Some(in_flight) = device.queue(TX).ok().and_then(|mut queue| hold(&mut queue)) else {
+            return;
+        };
+        in_flight.wait();
+        if let Ok(mut queue) = device.queue(TX) {
+            if let Some(zerocopy) = queue.state.zerocopy() {
+                zerocopy.go_on();
+            }
+        }
+    }
+}
+
+impl NetQueue {
+    fn zerocopy(&mut self) -> Option<&mut ZeroCopy<Net>> {
+        self.backend.as_mut()?.zerocopy.as_mut()
     }
 }
 
@@ -245,6 +289,8 @@ struct Target<'a> {
     batching: bool,
     /// They want headroom for an XDP program.
     xdp: bool,
+    /// Packets may be sent without a copy; then none are sent in batches.
+    zerocopy: bool,
 }
 
 /// Moves packets through a queue, until there are no more or the queue's turn is over.
@@ -290,10 +336,15 @@ fn move_packets(
     queue.state.poll.as_mut().stop();
     queue.disable_kicks()?;
 
+    // Used in order, the ring wants back what was copied behind what was not.
+    let zerocopy = queue.state.zerocopy().is_some()
+        && !queue.features.has(Features::IN_ORDER)
+        && sock.completes_ubufs();
     let target = Target {
         sock,
-        batching: sock.takes_batches(),
+        batching: !zerocopy && sock.takes_batches(),
         xdp: sock.has_xdp(),
+        zerocopy,
     };
     let mut packets = 0;
     let mut cost = Cost::default();
@@ -453,6 +504,9 @@ fn finish(queue: &mut Queue<Net>, sock: &Socket) -> Result<(), Fault> {
     if core::mem::take(&mut queue.state.logged) {
         queue.signal_log();
     }
+    if let Some(zerocopy) = queue.state.zerocopy() {
+        zerocopy.complete(&mut queue.ring);
+    }
     queue.publish()
 }
 
@@ -517,6 +571,17 @@ fn transmit(
         }
     } else {
         let more = bytes.saturating_add(len) < BYTE_WEIGHT && !take.is_last();
+        if target.zerocopy {
+            let cost = Cost {
+                bytes: len,
+                descriptors: chain.descriptors,
+            };
+            let step = transmit_zerocopy(&mut queue.state, &mut queue.stats, take, cost, more);
+            if let Some(zerocopy) = queue.state.zerocopy() {
+                zerocopy.complete(&mut queue.ring);
+            }
+            return Ok(step);
+        }
         target
             .sock
             .send(segments.as_slice(), skip, more)
@@ -537,6 +602,53 @@ fn transmit(
         bytes: len,
         descriptors: chain.descriptors,
     }))
+}
+
+/// Sends the packet whose chain is `take` and whose buffers are in `state`, without a copy if that
+/// is worth it. `more` says that another one follows at once.
+fn transmit_zerocopy(
+    state: &mut NetQueue,
+    stats: &mut Stats,
+    take: Take<'_, CurrentMm>,
+    cost: Cost,
+    more: bool,
+) -> Step {
+    let (skip, segments) = (state.own_header, state.segments.as_slice());
+    let Some(Backend {
+        sock,
+        zerocopy: Some(zerocopy),
+        ..
+    }) = &mut state.backend
+    else {
+        return Step::NotReady;
+    };
+    let num = take.num();
+    // Who waits for room does so with nothing left to be sent.
+    let more = more && zerocopy.has_room(num);
+    let sent = if zerocopy.wants(cost.bytes, num) && sock.completes_ubufs() {
+        zerocopy.send(sock, take, segments, skip, more)
+    } else {
+        match sock.send(segments, skip, more) {
+            Ok(_) => {
+                take.complete();
+                Ok(())
+            }
+            Err(err) => Err((err, take)),
+        }
+    };
+    match sent {
+        Ok(()) => {
+            stats.packets += 1;
+            stats.bytes += cost.bytes.saturating_sub(state.backend_header) as u64;
+        }
+        Err((EAGAIN | ENOMEM | ENOBUFS, _)) => return Step::NotReady,
+        Err((_, take)) => {
+            stats.errors += 1;
+            take.complete();
+        }
+    }
+    zerocopy.count();
+    Step::Done(cost)
 }
 
 /// Makes sure that the header of a packet of `len` bytes covers the checksum that it asks for.
@@ -712,7 +824,7 @@ fn set_backend(device: &Device<Net>, index: usize, fd: i32) -> Result {
     if !queue.access_ok() {
         return Err(EFAULT);
     }
-    let new = match fd {
+    let mut new = match fd {
         uapi::FILE_UNBIND => None,
         fd => Some(Backend::new(index, fd)?),
     };
@@ -723,9 +835,12 @@ fn set_backend(device: &Device<Net>, index: usize, fd: i32) -> Result {
     if same {
         return Ok(());
     }
+    if let Some(new) = &mut new {
+        new.enable_zerocopy(queue)?;
+    }
     queue.state.poll.as_mut().stop();
     let sock = new.as_ref().map(|backend| backend.sock.clone());
-    let old = core::mem::replace(&mut queue.state.backend, new);
+    let mut old = core::mem::replace(&mut queue.state.backend, new);
     let started = match sock {
         Some(sock) => device.start(queue).and_then(|()| wait(queue, &sock)),
         None => Ok(()),
@@ -739,10 +854,30 @@ fn set_backend(device: &Device<Net>, index: usize, fd: i32) -> Result {
         return Err(err);
     }
     drop(guard);
+    if let Some(zerocopy) = old.as_mut().and_then(|old| old.zerocopy.take()) {
+        settle(device, index, zerocopy);
+    }
     // The worker may still be at the old one.
     state.flush();
     drop(old);
     Ok(())
+}
+
+/// Waits until all packets of `zerocopy`, which queue `index` had, are done, and gives their buffers
+/// to the guest.
+fn settle(device: &Device<Net>, index: usize, mut zerocopy: ZeroCopy<Net>) {
+    zerocopy.in_flight().wait();
+    let Ok(mut guard) = device.queue(index) else {
+        return;
+    };
+    let queue = &mut *guard;
+    zerocopy.complete(&mut queue.ring);
+    let iotlb = queue.iotlb.clone();
+    let iotlb = iotlb.as_ref().map(|iotlb| iotlb.lock());
+    let found = iotlb.as_ref().map_or(Ok(()), |i| queue.ring.find(i));
+    if let Err(fault) = found.and_then(|()| queue.publish()) {
+        device.stand_still(queue, fault);
+    }
 }
 
 /// Sets the features that the guest accepted.

@@ -24,6 +24,10 @@ pub mod features;
 pub mod log;
 #[path = "../../../memtable.rs"]
 pub mod memtable;
+#[path = "../../../messages.rs"]
+pub mod messages;
+#[path = "../../../uapi.rs"]
+pub mod uapi;
 #[path = "../../../usermem.rs"]
 pub mod usermem;
 #[path = "../../../vring.rs"]

@@ -184,7 +184,7 @@ impl Layout {
         ring.set_features(self.features());
         ring.set_addrs(self.addrs());
         ring.set_base(base);
-        ring.start(self.endian()).unwrap();
+        ring.start(self.endian(), None).unwrap();
     }
 }
 
@@ -297,7 +297,7 @@ impl Pair {
 
         for &len in written {
             let had = (self.out.len(), self.dirty.as_slice().len());
-            let got = take.next_chain(&self.table, &mut self.out, Some(&mut self.dirty));
+            let got = take.next_chain(self.table.maps(), &mut self.out, Some(&mut self.dirty));
             let (reads, bytes) = self.mem.reads();
             self.most_reads.0 = self.most_reads.0.max(reads);
             self.most_reads.1 = self.most_reads.1.max(bytes);
@@ -308,7 +308,12 @@ impl Pair {
                     prop_assert_eq!(flatten(got, &self.out, &self.dirty, had), want.clone());
                     want
                 }
-                (Err(Fault { error: got, why }), Err(want)) => {
+                (
+                    Err(Fault {
+                        error: got, why, ..
+                    }),
+                    Err(want),
+                ) => {
                     prop_assert_eq!(got, want, "{}", why);
                     error = Some(got);
                     break;
@@ -430,6 +435,7 @@ impl Pair {
         self.ring.set_used_log(on.then_some(UsedLog {
             log: DirtyLog::new(UserAddr::new(base)),
             addr: GuestAddr::new(guest),
+            mem: None,
         }));
         self.check()
     }
@@ -445,7 +451,7 @@ impl Pair {
     pub fn resume(&mut self, another: bool) -> Step {
         if self.layout.in_order {
             // Where it stood in the descriptor table, nobody can say but the ring itself.
-            let started = self.ring.start(self.layout.endian());
+            let started = self.ring.start(self.layout.endian(), None);
             prop_assert_eq!(started.map_err(|fault| fault.error), self.model.start());
             return self.check();
         }

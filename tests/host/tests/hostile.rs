@@ -291,7 +291,7 @@ proptest! {
                     let mut good = 0;
                     for len in written {
                         let had = out.len();
-                        let Ok(Some(chain)) = take.next_chain(&table, &mut out, Some(&mut dirty)) else {
+                        let Ok(Some(chain)) = take.next_chain(table.maps(), &mut out, Some(&mut dirty)) else {
                             break;
                         };
                         good += 1;

@@ -7,7 +7,9 @@ use proptest::{collection::vec, prelude::*};
 use vhost_net_host_tests::{
     config,
     mem::{Mem, USER_END},
-    memtable::{GuestAddr, Hint, MemTable, Region, Segments, MAX_SEGMENTS},
+    memtable::{
+        Access, GuestAddr, Hint, Iova, MemTable, Miss, Refused, Region, Segments, MAX_SEGMENTS,
+    },
     model::{owner_of, ModelRegion, Piece},
     usermem::{total_len, Segment, UserAddr, UserMemory},
 };
@@ -56,22 +58,49 @@ fn understand(regions: &[(u64, u64, u64)]) -> Option<Vec<ModelRegion>> {
     Some(list)
 }
 
-/// The pieces of a range, found byte by byte; [`None`] if a byte has no region. A piece ends where
-/// the next byte belongs to another region.
-fn by_bytes(regions: &[ModelRegion], guest: u64, len: u64) -> Option<Vec<Piece>> {
+/// That this address, which is to be read, is in no region.
+fn unmapped(addr: u64) -> Refused {
+    Refused::Unmapped(Miss {
+        addr: Iova::new(addr),
+        access: Access::Read,
+    })
+}
+
+/// The pieces of a range, found byte by byte. A piece ends where the next byte belongs to another
+/// region.
+fn by_bytes(
+    regions: &[ModelRegion],
+    guest: u64,
+    len: u64,
+) -> std::result::Result<Vec<Piece>, Refused> {
     let mut pieces: Vec<Piece> = Vec::new();
     let mut before = None;
     for i in 0..u128::from(len) {
         let at = u128::from(guest) + i;
-        let owner = owner_of(regions, at)?;
+        // Behind the last address of all there is nothing that could be mapped.
+        let nowhere = u64::try_from(at).unwrap_or(guest);
+        let owner = owner_of(regions, at).ok_or(unmapped(nowhere))?;
         if before == Some(owner) {
             pieces.last_mut().unwrap().1 += 1;
         } else {
-            pieces.push((regions[owner].byte(at)?, 1));
+            pieces.push((regions[owner].byte(at).unwrap(), 1));
         }
         before = Some(owner);
     }
-    Some(pieces)
+    Ok(pieces)
+}
+
+/// Translates a range that is to be read.
+fn translate(
+    table: &MemTable,
+    guest: u64,
+    len: u32,
+    hint: &mut Hint,
+    out: &mut Segments,
+) -> std::result::Result<(), Refused> {
+    table
+        .maps()
+        .translate(Iova::new(guest), len, Access::Read, hint, out)
 }
 
 fn list(segments: &[Segment]) -> Vec<Piece> {
@@ -134,7 +163,7 @@ proptest! {
         let mut old = Hint::default();
         let other: Vec<_> = (0..50).map(|i| (i * 2, 1, i)).collect();
         let mut out = Segments::new().unwrap();
-        build(&other).unwrap().translate(GuestAddr::new(stale * 2), 1, &mut old, &mut out).unwrap();
+        translate(&build(&other).unwrap(), stale * 2, 1, &mut old, &mut out).unwrap();
 
         let mut hint = old;
         for (start, offset, len) in ranges {
@@ -144,14 +173,14 @@ proptest! {
             let want = by_bytes(&model, guest, u64::from(len));
             for hint in [&mut hint, &mut old.clone(), &mut Hint::default()] {
                 out.clear();
-                let got = table.translate(GuestAddr::new(guest), len, hint, &mut out);
+                let got = translate(&table, guest, len, hint, &mut out);
                 match &want {
-                    Some(pieces) => {
+                    Ok(pieces) => {
                         prop_assert_eq!(got, Ok(()));
                         prop_assert_eq!(&list(out.as_slice()), pieces);
                         prop_assert_eq!(total_len(out.as_slice()), len as usize);
                     }
-                    None => prop_assert_eq!(got, Err(EFAULT)),
+                    Err(refused) => prop_assert_eq!(got, Err(*refused)),
                 }
             }
         }
@@ -192,13 +221,10 @@ fn an_empty_table_has_nothing() {
     let table = build(&[]).unwrap();
     let mut out = Segments::new().unwrap();
     let mut hint = Hint::default();
+    assert_eq!(translate(&table, 0, 0, &mut hint, &mut out), Ok(()));
     assert_eq!(
-        table.translate(GuestAddr::new(0), 0, &mut hint, &mut out),
-        Ok(())
-    );
-    assert_eq!(
-        table.translate(GuestAddr::new(0), 1, &mut hint, &mut out),
-        Err(EFAULT)
+        translate(&table, 0, 1, &mut hint, &mut out),
+        Err(unmapped(0))
     );
     assert!(table.access_ok(&Mem::new()));
 }
@@ -222,18 +248,19 @@ fn all_of_the_address_space() {
     let mut hint = Hint::default();
     let mut out = Segments::new().unwrap();
     let half = 1u64 << 63;
-    let cases: [(u64, u32, Result<Vec<Piece>>); 7] = [
+    type Row = (u64, u32, std::result::Result<Vec<Piece>, Refused>);
+    let cases: [Row; 7] = [
         (0, 1, Ok(vec![(0x100, 1)])),
         (0, u32::MAX, Ok(vec![(0x100, u64::from(u32::MAX))])),
         (half - 1, 2, Ok(vec![(half + 0xff, 1), (half + 0x100, 1)])),
         (u64::MAX, 1, Ok(vec![(0xff, 1)])),
-        (u64::MAX, 2, Err(EFAULT)),
-        (u64::MAX - 4, u32::MAX, Err(EFAULT)),
+        (u64::MAX, 2, Err(unmapped(u64::MAX))),
+        (u64::MAX - 4, u32::MAX, Err(unmapped(u64::MAX - 4))),
         (u64::MAX, 0, Ok(vec![])),
     ];
     for (guest, len, want) in cases {
         out.clear();
-        let got = table.translate(GuestAddr::new(guest), len, &mut hint, &mut out);
+        let got = translate(&table, guest, len, &mut hint, &mut out);
         assert_eq!(
             got.map(|()| list(out.as_slice())),
             want,
@@ -249,8 +276,8 @@ fn a_range_that_wraps_is_no_range() {
     // Regions at both ends of the address space don't make a range that goes around.
     let table = build(&[(0, 16, 0x100), (u64::MAX - 15, 16, 0x200)]).unwrap();
     let mut out = Segments::new().unwrap();
-    let got = table.translate(GuestAddr::new(u64::MAX), 2, &mut Hint::default(), &mut out);
-    assert_eq!(got, Err(EFAULT));
+    let got = translate(&table, u64::MAX, 2, &mut Hint::default(), &mut out);
+    assert_eq!(got, Err(unmapped(u64::MAX)));
 }
 
 #[test]
@@ -261,14 +288,12 @@ fn at_most_1024_pieces() {
     for before in [0u32, 1, 1000, 1023, 1024] {
         for len in [1023 - before.min(1023), 1024 - before, 1025 - before, 1400] {
             let mut out = Segments::new().unwrap();
-            table
-                .translate(GuestAddr::new(0), before, &mut hint, &mut out)
-                .unwrap();
-            let got = table.translate(GuestAddr::new(7), len, &mut hint, &mut out);
+            translate(&table, 0, before, &mut hint, &mut out).unwrap();
+            let got = translate(&table, 7, len, &mut hint, &mut out);
             let fits = before + len <= 1024;
             assert_eq!(
                 got,
-                if fits { Ok(()) } else { Err(ENOBUFS) },
+                if fits { Ok(()) } else { Err(Refused::TooMany) },
                 "{before} {len}"
             );
             assert_eq!(out.len(), MAX_SEGMENTS.min((before + len) as usize));
@@ -276,21 +301,17 @@ fn at_most_1024_pieces() {
     }
     // The full list comes before the missing region, as in the C driver.
     let mut out = Segments::new().unwrap();
-    table
-        .translate(GuestAddr::new(0), 1024, &mut hint, &mut out)
-        .unwrap();
+    translate(&table, 0, 1024, &mut hint, &mut out).unwrap();
+    let nowhere = 1 << 40;
     assert_eq!(
-        table.translate(GuestAddr::new(1 << 40), 1, &mut hint, &mut out),
-        Err(ENOBUFS)
+        translate(&table, nowhere, 1, &mut hint, &mut out),
+        Err(Refused::TooMany)
     );
-    assert_eq!(
-        table.translate(GuestAddr::new(1 << 40), 0, &mut hint, &mut out),
-        Ok(())
-    );
+    assert_eq!(translate(&table, nowhere, 0, &mut hint, &mut out), Ok(()));
     out.clear();
     assert_eq!(
-        table.translate(GuestAddr::new(1 << 40), 1, &mut hint, &mut out),
-        Err(EFAULT)
+        translate(&table, nowhere, 1, &mut hint, &mut out),
+        Err(unmapped(nowhere))
     );
 }
 
@@ -311,9 +332,7 @@ fn segments_and_addresses() {
     assert_eq!(GuestAddr::new(u64::MAX).offset(2).get(), 1);
     let mut out = Segments::new().unwrap();
     let table = build(&[(0, 2, 0x10), (2, 2, 0x20)]).unwrap();
-    table
-        .translate(GuestAddr::new(0), 4, &mut Hint::default(), &mut out)
-        .unwrap();
+    translate(&table, 0, 4, &mut Hint::default(), &mut out).unwrap();
     assert_eq!(list(out.from(1)), [(0x20, 2)]);
     assert_eq!(out.from(2), []);
     assert_eq!(out.from(3), []);

@@ -318,7 +318,7 @@ fn a_start_that_fails_changes_nothing() {
     let mut driver = Driver::new(&pair.layout);
     for part in [used..used + 2, used + 2..used + 4] {
         pair.mem.fail(part);
-        let got = pair.ring.start(Endian::Big);
+        let got = pair.ring.start(Endian::Big, None);
         assert_eq!(got.map_err(|fault| fault.error), Err(EFAULT));
         pair.mem.heal();
     }
@@ -418,7 +418,7 @@ fn set_base_forgets() {
     pair.mem.put_u16(entry, other, Endian::Little);
     let mut take = pair.ring.take();
     let mut next = || {
-        take.next_chain(&table, &mut pair.out, None)
+        take.next_chain(table.maps(), &mut pair.out, None)
             .unwrap()
             .unwrap()
             .head
@@ -454,7 +454,7 @@ fn entries_are_read_together() {
     let mut take = pair.ring.take();
     pair.mem.events();
     for _ in 0..256 {
-        take.next_chain(&pair.table, &mut pair.out, None)
+        take.next_chain(pair.table.maps(), &mut pair.out, None)
             .unwrap()
             .unwrap();
     }
@@ -474,11 +474,14 @@ fn a_fault_in_the_log_is_not_the_driver_s() {
     pair.ring.set_used_log(Some(UsedLog {
         log: DirtyLog::new(UserAddr::new(0x10_0000)),
         addr: GuestAddr::new(0),
+        mem: None,
     }));
     let mut driver = Driver::new(&pair.layout);
     driver.add(&mut pair, &one());
     drain(&mut pair, &mut driver).unwrap();
     assert!(pair.ring.logged());
+    assert!(pair.ring.log_failed());
+    assert!(!pair.ring.log_failed());
 }
 
 /// One more region of guest memory, for tables.
@@ -546,7 +549,7 @@ fn the_longest_chain() {
         }
         pair.mem.reads();
         let mut take = pair.ring.take();
-        let got = take.next_chain(&pair.table, &mut pair.out, None);
+        let got = take.next_chain(pair.table.maps(), &mut pair.out, None);
         let got = got.map(|chain| chain.unwrap().descriptors);
         assert_eq!(got.map_err(|fault| fault.error), want);
         drop(take);
@@ -561,7 +564,7 @@ fn the_longest_chain() {
     pair.put(pair.layout.desc(), &raw);
     pair.put_u16(pair.layout.avail() + 2, 1000);
     let mut take = pair.ring.take();
-    let mut next = || take.next_chain(&pair.table, &mut pair.out, None);
+    let mut next = || take.next_chain(pair.table.maps(), &mut pair.out, None);
     assert_eq!(next().map(|chain| chain.unwrap().descriptors), Ok(0x1_0000));
     assert_eq!(next().map_err(|fault| fault.error), Err(EINVAL));
     drop(take);
@@ -638,6 +641,6 @@ fn a_start_forgets_the_last_call() {
     pair.put_u16(at, 100);
     assert_eq!(pair.ring.wants_call(), Ok(true));
     assert_eq!(pair.ring.wants_call(), Ok(false));
-    pair.ring.start(Endian::Little).unwrap();
+    pair.ring.start(Endian::Little, None).unwrap();
     assert_eq!(pair.ring.wants_call(), Ok(true));
 }

@@ -156,7 +156,7 @@ impl<'a> Two<'a> {
         });
         ours.set_base(base);
         assert!(ours.access_ok(ours.addrs()));
-        ours.start(Endian::Little).unwrap();
+        ours.start(Endian::Little, None).unwrap();
         let region = Region {
             guest: memtable::GuestAddr::new(0),
             size: SIZE,
@@ -239,7 +239,7 @@ impl<'a> Two<'a> {
             out.clear();
             let mut take = self.ours.take();
             let ours = take
-                .next_chain(&self.table, &mut out, None)
+                .next_chain(self.table.maps(), &mut out, None)
                 .unwrap()
                 .unwrap();
             assert_eq!(ours.head, head);
@@ -260,7 +260,7 @@ impl<'a> Two<'a> {
         assert!(self
             .ours
             .take()
-            .next_chain(&self.table, &mut out, None)
+            .next_chain(self.table.maps(), &mut out, None)
             .unwrap()
             .is_none());
         assert!(self.ours.is_empty());

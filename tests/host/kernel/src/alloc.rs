@@ -38,6 +38,28 @@ impl<T> From<PushError<T>> for Error {
     }
 }
 
+/// There is no element of that number.
+#[derive(Debug)]
+pub struct RemoveError;
+
+impl From<RemoveError> for Error {
+    fn from(_: RemoveError) -> Self {
+        EINVAL
+    }
+}
+
+/// The value can't be inserted; gives it back.
+pub enum InsertError<T> {
+    IndexOutOfBounds(T),
+    OutOfCapacity(T),
+}
+
+impl<T> From<InsertError<T>> for Error {
+    fn from(_: InsertError<T>) -> Self {
+        EINVAL
+    }
+}
+
 /// A vector that says when it can't grow.
 ///
 /// It counts its capacity itself: [`std::vec::Vec`] may have more than it was asked for, which would
@@ -94,6 +116,24 @@ impl<T> KVec<T> {
         }
         self.items.push(value);
         Ok(())
+    }
+
+    pub fn insert_within_capacity(&mut self, index: usize, value: T) -> Result<(), InsertError<T>> {
+        if index > self.items.len() {
+            return Err(InsertError::IndexOutOfBounds(value));
+        }
+        if self.items.len() == self.capacity {
+            return Err(InsertError::OutOfCapacity(value));
+        }
+        self.items.insert(index, value);
+        Ok(())
+    }
+
+    pub fn remove(&mut self, index: usize) -> Result<T, RemoveError> {
+        if index >= self.items.len() {
+            return Err(RemoveError);
+        }
+        Ok(self.items.remove(index))
     }
 
     pub fn pop(&mut self) -> Option<T> {

@@ -7,12 +7,19 @@
 
 pub mod alloc;
 pub mod error;
+pub mod ioctl;
+pub mod uaccess;
+
+pub mod sync {
+    pub use std::sync::Arc;
+}
 
 pub mod prelude {
     pub use crate::{
         alloc::{flags::*, AllocError, KVVec, KVec},
         error::{code::*, Error, Result},
         pr_debug,
+        uaccess::UserPtr,
     };
     pub use core::mem::{align_of, align_of_val, size_of, size_of_val};
     pub use zerocopy::{FromBytes, IntoBytes};
