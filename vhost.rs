@@ -142,6 +142,8 @@ pub trait QueueState: Send + Unpin {
 pub struct Cause {
     /// Its driver kicked it.
     pub kicked: bool,
+    /// Something waits until it has run.
+    pub hurried: bool,
 }
 
 /// Pieces of work, a bit each, and above them the number of flushes that wait for it.
@@ -165,6 +167,11 @@ impl Word {
 
     fn has(self, bit: u32) -> bool {
         self.0 & bit != 0
+    }
+
+    /// Whether a queue behind this one has something to do.
+    fn has_after(self, index: usize) -> bool {
+        (index + 1..QUEUES).any(|index| self.has(Self::kick(index) | Self::ready(index)))
     }
 
     fn flushes(self) -> u32 {
@@ -239,7 +246,8 @@ impl<D: Driver> Work for Runner<D> {
             let kicked = word.has(Word::kick(index));
             if kicked || word.has(Word::ready(index)) {
                 self.device.let_watchers_in();
-                D::run(&self.device, index, Cause { kicked });
+                let hurried = word.flushes() > 0 || word.has_after(index);
+                D::run(&self.device, index, Cause { kicked, hurried });
                 cond_resched();
             }
         }

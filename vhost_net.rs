@@ -234,7 +234,7 @@ impl Driver for Net {
         if cause.kicked {
             queue.stats.kicks += 1;
         }
-        turn(device, &mut queue);
+        turn(device, &mut queue, cause.hurried);
     }
 
     fn flush(device: &Device<Self>) {
@@ -294,7 +294,7 @@ struct Target<'a> {
 }
 
 /// Moves packets through a queue, until there are no more or the queue's turn is over.
-fn turn(device: &Device<Net>, queue: &mut Queue<Net>) {
+fn turn(device: &Device<Net>, queue: &mut Queue<Net>, hurried: bool) {
     let Some(mem) = queue.mem.clone() else {
         return;
     };
@@ -314,7 +314,12 @@ fn turn(device: &Device<Net>, queue: &mut Queue<Net>) {
         }
         maps = iotlb.maps();
     }
-    let moved = move_packets(device, queue, maps, iotlb.as_deref(), &sock);
+    let look = Look {
+        device,
+        iotlb: iotlb.as_deref(),
+        hurried,
+    };
+    let moved = move_packets(queue, maps, &sock, &look);
     // Also after a fault: what was moved before it is done.
     let finished = finish(queue, &sock);
     if let Err(fault) = moved.and(finished) {
@@ -323,11 +328,10 @@ fn turn(device: &Device<Net>, queue: &mut Queue<Net>) {
 }
 
 fn move_packets(
-    device: &Device<Net>,
     queue: &mut Queue<Net>,
     maps: &Maps,
-    iotlb: Option<&Iotlb>,
     sock: &Socket,
+    look: &Look<'_>,
 ) -> Result<(), Fault> {
     queue.state.poll.as_mut().stop();
     queue.disable_kicks()?;
@@ -362,7 +366,7 @@ fn move_packets(
                 finish(queue, sock)?;
                 let looked = match queue.index() {
                     RX => Looked::Long,
-                    _ => look_for_work(device, queue, iotlb),
+                    _ => look.for_work(queue),
                 };
                 match looked {
                     Looked::Found => {}
@@ -374,7 +378,7 @@ fn move_packets(
             Step::NotReady => {
                 finish(queue, sock)?;
                 let looked = match queue.index() {
-                    RX => look_for_work(device, queue, iotlb),
+                    RX => look.for_work(queue),
                     _ => Looked::Long,
                 };
                 match looked {
@@ -404,64 +408,82 @@ enum Looked {
     Long,
 }
 
-/// Looks for work for a queue that has none, and for the other queue beside it, for as long as the
-/// owner wants that: what comes meanwhile needs no kick, and no wake-up.
-fn look_for_work(device: &Device<Net>, queue: &mut Queue<Net>, iotlb: Option<&Iotlb>) -> Looked {
-    let Some(timeout) = queue.busyloop_timeout() else {
-        return Looked::Long;
-    };
-    // Where both are wanted, the owner has the locks in the other order.
-    let Some(mut other) = device.try_other_queue(queue.index()) else {
-        return Looked::Long;
-    };
-    let both = other.state.backend.is_some()
-        && other.is_set_up()
-        && iotlb.is_none_or(|iotlb| other.ring.find(iotlb).is_ok());
-    if both {
-        // Only advice to the driver: if that is not to be had, the queue's own turn will say so.
-        let _ = other.disable_kicks();
-    }
+/// A look for work.
+struct Look<'a> {
+    device: &'a Device<Net>,
+    iotlb: Option<&'a Iotlb>,
+    /// Something waits until it is over.
+    hurried: bool,
+}
 
-    let begin = Instant::<Monotonic>::now();
-    let mut interrupted = false;
-    let ours = loop {
-        let ours = has_work(queue);
-        if ours || (both && has_work(&mut other)) {
-            break ours;
+impl Look<'_> {
+    /// Looks for work for a queue that has none, and for the other queue beside it, for as long as
+    /// the owner wants that: what comes meanwhile needs no kick, and no wake-up.
+    fn for_work(&self, queue: &mut Queue<Net>) -> Looked {
+        let Some(timeout) = queue.busyloop_timeout() else {
+            return Looked::Long;
+        };
+        if self.hurried {
+            return Looked::Interrupted;
         }
-        interrupted = device.is_waited_for() || queue.worker().is_some_and(|w| w.has_work());
-        if interrupted
-            || need_resched()
-            || current!().signal_pending()
-            || begin.elapsed() >= timeout
-        {
-            break false;
+        // Where both are wanted, the owner has the locks in the other order.
+        let Some(mut other) = self.device.try_other_queue(queue.index()) else {
+            return Looked::Long;
+        };
+        let both = other.state.backend.is_some()
+            && other.is_set_up()
+            && self
+                .iotlb
+                .is_none_or(|iotlb| other.ring.find(iotlb).is_ok());
+        if both {
+            // Only advice to the driver: if it can't be given, the queue's own turn will say so.
+            let _ = other.disable_kicks();
         }
-        cpu_relax();
-    };
-    if both && (has_work(&mut other) || !matches!(other.enable_kicks(), Ok(false))) {
-        other.run_again();
-    }
-    if ours {
-        Looked::Found
-    } else if interrupted {
-        Looked::Interrupted
-    } else {
-        Looked::Long
+
+        let begin = Instant::<Monotonic>::now();
+        let mut interrupted = false;
+        while !has_work(queue) && !(both && has_work(&mut other)) {
+            interrupted =
+                self.device.is_waited_for() || queue.worker().is_some_and(|w| w.has_work());
+            if interrupted
+                || need_resched()
+                || current!().signal_pending()
+                || begin.elapsed() >= timeout
+            {
+                break;
+            }
+            cpu_relax();
+        }
+        if both && (has_work(&mut other) || !matches!(other.enable_kicks(), Ok(false))) {
+            other.run_again();
+        }
+        // Also a packet without a buffer: a socket that was emptied does not get ready for it
+        // again.
+        if has_packet(queue) && (queue.index() == RX || !queue.ring.is_empty()) {
+            Looked::Found
+        } else if interrupted {
+            Looked::Interrupted
+        } else {
+            Looked::Long
+        }
     }
 }
 
-/// Whether there is a packet to be moved, and a buffer for it.
-fn has_work(queue: &mut Queue<Net>) -> bool {
-    let packet = match queue.state.backend.as_mut() {
+/// Whether the backend may have a packet for the guest, or is one that takes them.
+fn has_packet(queue: &mut Queue<Net>) -> bool {
+    match queue.state.backend.as_mut() {
         Some(backend) => match &mut backend.receiver {
             Some(receiver) => receiver.peek_len() > 0,
             None => true,
         },
         None => false,
-    };
+    }
+}
+
+/// Whether there is a packet to be moved, and a buffer that has it or takes it.
+fn has_work(queue: &mut Queue<Net>) -> bool {
     // A ring that can't be read is not empty.
-    packet && !queue.ring.is_empty()
+    has_packet(queue) && !queue.ring.is_empty()
 }
 
 /// Makes the queue run when `sock` gets ready.

@@ -23,6 +23,7 @@ const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 const TUNSETSNDBUF: u64 = 0x4004_54d4;
 const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
 const TUNSETQUEUE: u64 = 0x4004_54d9;
+const TUNSETVNETBE: u64 = 0x4004_54de;
 
 const SIOCBRADDBR: u64 = 0x89a0;
 const SIOCBRADDIF: u64 = 0x89a2;
@@ -214,6 +215,12 @@ impl Tap {
     /// How many bytes of packets may be on their way through the network stack.
     pub fn sndbuf(&self, bytes: i32) -> Res {
         ioctl(&self.fd, TUNSETSNDBUF, &raw const bytes as usize)
+    }
+
+    /// The fields of headers are big-endian.
+    pub fn big_endian(&self) -> Res {
+        let yes = 1i32;
+        ioctl(&self.fd, TUNSETVNETBE, &raw const yes as usize)
     }
 
     /// Whether this queue of several takes part.
