@@ -8,7 +8,7 @@ use vhost_net_host_tests::{
     config,
     log::{Dirty, DirtyList, DirtyLog, PAGE_SIZE},
     mem::{Access, Mem, USER_END},
-    memtable::{GuestAddr, MAX_SEGMENTS},
+    memtable::{GuestAddr, MemTable, Region, MAX_SEGMENTS},
     model,
     usermem::{UserAddr, UserMemory},
 };
@@ -69,6 +69,44 @@ proptest! {
         prop_assert_eq!(got, if fits { Ok(()) } else { Err(EFAULT) });
         // All that is mapped is marked.
         prop_assert_eq!(mem.get(AREA, 64), want.get(AREA, 64));
+        prop_assert_eq!(mem.violations(), vec![]);
+    }
+
+    /// Each guest page behind the user memory, also where the same memory is in several places.
+    #[test]
+    fn marks_what_is_behind_user_memory(
+        regions in vec((0..900u64, 0..4096u64, 1..0x3000u64, 0..0x8000u64), 0..12),
+        queries in vec((0..0x9000u64, 1..0x2000u64), 1..5),
+    ) {
+        // The log of the guest's first 512 pages is mapped.
+        let (mem, want) = (Mem::new(), Mem::new());
+        mem.add(AREA, 64, Access::ReadWrite);
+        mem.add(AREA + 64, 64, Access::Unmapped);
+        want.add(AREA, 128, Access::ReadWrite);
+        let table = MemTable::new(regions.iter().map(|&(page, offset, size, user)| Region {
+            guest: GuestAddr::new(page * PAGE_SIZE + offset),
+            size,
+            user: UserAddr::new(user),
+        }))
+        .unwrap();
+        for (user, len) in queries {
+            let behind: Vec<_> = regions
+                .iter()
+                .flat_map(|&(page, offset, size, at)| {
+                    (0..size).map(move |i| (page * PAGE_SIZE + offset + i, at + i))
+                })
+                .filter(|(_, at)| (user..user + len).contains(at))
+                .map(|(guest, _)| guest)
+                .collect();
+            for &guest in &behind {
+                model::mark(&want, AREA, guest, 1);
+            }
+            let good = !behind.is_empty() && behind.iter().all(|guest| guest / PAGE_SIZE < 512);
+            let got = log(AREA).mark_user(&mem, &table, UserAddr::new(user), len);
+            prop_assert_eq!(got, if good { Ok(()) } else { Err(EFAULT) });
+            // All that is mapped is marked.
+            prop_assert_eq!(mem.get(AREA, 64), want.get(AREA, 64));
+        }
         prop_assert_eq!(mem.violations(), vec![]);
     }
 

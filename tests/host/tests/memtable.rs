@@ -187,6 +187,37 @@ proptest! {
     }
 
     #[test]
+    fn finds_each_guest_byte_behind_a_user_byte(
+        start in window(),
+        regions in vec((any::<u32>(), 1..24u64, 0..72u64), 0..20),
+        queries in vec((0..90u64, 1..40u64), 1..8),
+    ) {
+        // Guest ranges far apart, user ranges that overlap.
+        let regions: Vec<_> = regions
+            .into_iter()
+            .map(|(guest, size, user)| (u64::from(guest) << 8, size, start.wrapping_add(user)))
+            .collect();
+        let table = build(&regions).unwrap();
+        for (offset, len) in queries {
+            let query = start.wrapping_add(offset);
+            let mut want: Vec<_> = regions
+                .iter()
+                .flat_map(|&(guest, size, user)| (0..size).map(move |i| (guest + i, user.wrapping_add(i))))
+                .filter(|(_, user)| user.wrapping_sub(query) < len)
+                .map(|(guest, _)| guest)
+                .collect();
+            let mut got = Vec::new();
+            let any = table.physical(UserAddr::new(query), len, |guest, len| {
+                got.extend((0..len).map(|i| guest.get() + i));
+            });
+            want.sort_unstable();
+            got.sort_unstable();
+            prop_assert_eq!(any, !want.is_empty());
+            prop_assert_eq!(got, want);
+        }
+    }
+
+    #[test]
     fn refuses_what_c_refuses(regions in regions(false)) {
         match understand(&regions) {
             None => prop_assert_eq!(build(&regions).err(), Some(EFAULT)),
