@@ -15,6 +15,10 @@ COUNTED = os.environ.get("VHOST_MODULE") != "c"
 DRIVER = "the Rust driver" if COUNTED else "the C driver (which counts nothing)"
 
 
+# How a guest may use its IOMMU, and the kernel's parameter for it.
+IOMMU = {"lazy": "iommu.strict=0", "strict": "iommu.strict=1", "passthrough": "iommu.passthrough=1"}
+
+
 class Failure(Exception):
     """A test that did not hold; its text is the result."""
 
@@ -66,18 +70,24 @@ def add_tap(name):
 class Guest:
     """A QEMU whose network device is the tap of its name, with the files that make-guest made."""
 
-    def __init__(self, tap, files, *options, device=""):
+    def __init__(self, tap, files, *options, device="", iommu=None):
         # Room for what arrives while a busy machine does not run the receiver.
         for name in ("rmem_max", "rmem_default"):
             pathlib.Path(f"/proc/sys/net/core/{name}").write_text("4194304")
         self.tap, self.log, self.qemu_log = tap, f"/tmp/{tap}.log", f"/tmp/{tap}.qemu.log"
         # The emulated SVM now and then fails an MMIO exit, whatever the vhost driver. So MMIO exits are kept rare: the
         # queues are kicked through a port, and the interrupt controller is an x2apic.
+        iommu_options, append = [], "console=ttyS0 panic=-1"
+        if iommu:
+            # Then the device's addresses are the IOMMU's, and vhost has an IOTLB. Before the device that it serves.
+            iommu_options = ["-device", "intel-iommu,device-iotlb=on,intremap=off"]
+            append += f" intel_iommu=on {IOMMU[iommu]}"
+            device += ",disable-legacy=on,iommu_platform=on,ats=on"
         command = [
             "qemu-system-x86_64", "-accel", "kvm", "-machine", "q35", "-cpu", "qemu64,+x2apic", "-m", "384M",
             "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
             "-kernel", f"{files}/bzImage", "-initrd", f"{files}/initramfs",
-            "-append", "console=ttyS0 panic=-1", "-serial", f"file:{self.log}",
+            "-append", append, *iommu_options, "-serial", f"file:{self.log}",
             "-netdev", f"tap,id=net,ifname={tap},script=no,downscript=no,vhost=on,vhostforce=on",
             "-device", f"virtio-net-pci,netdev=net,mac=52:54:00:12:34:56,modern-pio-notify=on{device}",
             *options,
@@ -125,6 +135,11 @@ class Guest:
         if not COUNTED:
             return {}
         return {key: int(value) for key, value in self.fdinfo().items() if re.match(r"[rt]x-.*", key) and value.isdigit()}
+
+    def worker_time(self):
+        """The processor time of vhost's worker in nanoseconds."""
+        tasks = pathlib.Path(f"/proc/{self.process.pid}/task").iterdir()
+        return sum(int(read(task / "schedstat").split()[0]) for task in tasks if read(task / "comm").startswith("vhost-"))
 
     def evidence(self):
         """What there is to see of a guest that does not answer: the module's counters, the worker, the last words."""
