@@ -381,7 +381,7 @@ pub struct Queue<D: Driver> {
     pub mem: Option<Arc<MemTable>>,
     /// What knows the driver's addresses, if they are not guest physical ones. A turn of the
     /// worker has it locked: who has changed it knows that what was there before is no longer
-    /// used.
+    /// used, but for packets that are on their way without a copy.
     pub iotlb: Option<Arc<Mutex<Iotlb>>>,
     /// What the driver accepted.
     pub features: Features,
@@ -433,8 +433,8 @@ impl<D: Driver> Queue<D> {
         })
     }
 
-    /// Puts the queue into the state of a new device, but for what the device keeps, which was reset
-    /// before. The worker does not run it any more.
+    /// Puts the queue into the state of a new device, but for what the device keeps, which was
+    /// reset before. The worker does not run it any more.
     fn reset(&mut self) {
         self.kick_poll.as_mut().stop();
         self.last_fault = None;
@@ -1023,10 +1023,14 @@ impl<D: Driver> Device<D> {
 
     /// Readies a queue's ring for a backend.
     ///
-    /// Fails with [`EFAULT`] if the ring can't be accessed; then the owner is told why.
+    /// Fails with [`EFAULT`] if the ring can't be accessed. If that is because of the IOTLB the
+    /// owner is told so.
     pub fn start(&self, queue: &mut Queue<D>) -> Result {
         queue.try_start().map_err(|fault| {
-            self.stand_still(queue, fault);
+            if queue.iotlb.is_some() {
+                self.report_miss(queue, fault);
+                queue.fault(fault);
+            }
             EFAULT
         })
     }
@@ -1039,14 +1043,24 @@ impl<D: Driver> Device<D> {
     /// The queue can't go on. If that is because of an address that the IOTLB does not know, it
     /// can as soon as the owner has said what is there; if not, something is wrong.
     pub fn stand_still(&self, queue: &mut Queue<D>, fault: Fault) {
-        let Some(miss) = fault.miss.filter(|_| queue.iotlb.is_some()) else {
+        // The driver may mend it.
+        queue.ring.forget_heads();
+        if !self.report_miss(queue, fault) {
             queue.fault(fault);
-            return;
+        }
+    }
+
+    /// Tells the owner of the address that the IOTLB does not know. Returns false if there is
+    /// none.
+    fn report_miss(&self, queue: &Queue<D>, fault: Fault) -> bool {
+        let Some(miss) = fault.miss.filter(|_| queue.iotlb.is_some()) else {
+            return false;
         };
-        let kind = queue.message_kind;
-        if self.misses.lock().add(queue.index, miss, kind) {
+        let mut misses = self.misses.lock();
+        if misses.add(queue.index, miss, queue.message_kind) {
             self.readers.notify_all();
         }
+        true
     }
 
     /// Whether `mem` may be the memory of all the queues that run.
@@ -1210,6 +1224,7 @@ impl<D: Driver> Device<D> {
         let len = to.copy_to_iter(bytes);
         if len != bytes.len() {
             self.misses.lock().unread(number);
+            self.readers.notify_all();
         }
         Ok(len)
     }

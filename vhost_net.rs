@@ -77,6 +77,7 @@ use kernel::{
         ArcBorrow, //
     },
     time::{
+        Delta,
         Instant,
         Monotonic, //
     }, //
@@ -152,6 +153,8 @@ pub struct NetQueue {
     logged: bool,
     /// Packets on their way to a tap. Empty between turns.
     batch: XdpBatch,
+    /// When the worker began to look for work, if it has found none since and was interrupted.
+    looking_since: Option<Instant<Monotonic>>,
 }
 
 /// What a queue takes its packets from, or gives them to.
@@ -224,6 +227,7 @@ impl Driver for Net {
             dirty: DirtyList::new()?,
             logged: false,
             batch: XdpBatch::new()?,
+            looking_since: None,
         })
     }
 
@@ -423,15 +427,31 @@ impl Look<'_> {
         let Some(timeout) = queue.busyloop_timeout() else {
             return Looked::Long;
         };
-        if self.hurried {
-            return Looked::Interrupted;
+        // Interruptions don't make it longer.
+        let begin = *queue.state.looking_since.get_or_insert_with(Instant::now);
+        let looked = match begin.elapsed() < timeout {
+            true if self.hurried => Looked::Interrupted,
+            true => self.until(queue, begin, timeout),
+            false => Looked::Long,
+        };
+        if !matches!(looked, Looked::Interrupted) {
+            queue.state.looking_since = None;
         }
+        looked
+    }
+
+    fn until(&self, queue: &mut Queue<Net>, begin: Instant<Monotonic>, timeout: Delta) -> Looked {
         // Where both are wanted, the owner has the locks in the other order.
         let Some(mut other) = self.device.try_other_queue(queue.index()) else {
             return Looked::Long;
         };
+        let same_iotlb = match (&queue.iotlb, &other.iotlb) {
+            (Some(ours), Some(theirs)) => Arc::ptr_eq(ours, theirs),
+            (ours, theirs) => ours.is_none() && theirs.is_none(),
+        };
         let both = other.state.backend.is_some()
             && other.is_set_up()
+            && same_iotlb
             && self
                 .iotlb
                 .is_none_or(|iotlb| other.ring.find(iotlb).is_ok());
@@ -440,7 +460,6 @@ impl Look<'_> {
             let _ = other.disable_kicks();
         }
 
-        let begin = Instant::<Monotonic>::now();
         let mut interrupted = false;
         while !has_work(queue) && !(both && has_work(&mut other)) {
             interrupted =
@@ -622,11 +641,9 @@ fn transmit_zerocopy(
     else {
         return Step::NotReady;
     };
-    let num = take.num();
-    // Who waits for room does so with nothing left to be sent.
-    let more = more && zerocopy.has_room(num);
-    let sent = if zerocopy.wants(cost.bytes, num) && sock.completes_ubufs() {
-        zerocopy.send(sock, take, segments, skip, more)
+    let body = skip.saturating_add(state.backend_header);
+    let sent = if zerocopy.wants(cost.bytes, segments, body, take.num()) && sock.completes_ubufs() {
+        zerocopy.send(sock, take, segments, skip)
     } else {
         match sock.send(segments, skip, more) {
             Ok(_) => {
@@ -760,10 +777,10 @@ fn receive(queue: &mut Queue<Net>, maps: &Maps) -> Result<Step, Fault> {
             (Some(_), Some(mem)) => log_user(log, mem, segments.as_slice(), len),
             _ => log_packet(log, dirty, len),
         };
-        if marked.is_err() {
-            queue.stats.errors += 1;
+        match marked {
+            Ok(()) => *logged = true,
+            Err(_) => queue.stats.errors += 1,
         }
-        *logged = true;
     }
     take.complete();
     queue.stats.packets += 1;
@@ -846,11 +863,14 @@ fn set_backend(device: &Device<Net>, index: usize, fd: i32) -> Result {
         None => Ok(()),
     };
     if let Err(err) = started {
-        queue.state.backend = old;
+        let new = core::mem::replace(&mut queue.state.backend, old);
         if let Some(sock) = queue.state.backend.as_ref().map(|b| b.sock.clone()) {
             // It was in use: whether it is in an error state is no news.
             let _ = wait(queue, &sock);
         }
+        // That may take a while, and needs no lock of the queue.
+        drop(guard);
+        drop(new);
         return Err(err);
     }
     drop(guard);
@@ -863,8 +883,8 @@ fn set_backend(device: &Device<Net>, index: usize, fd: i32) -> Result {
     Ok(())
 }
 
-/// Waits until all packets of `zerocopy`, which queue `index` had, are done, and gives their buffers
-/// to the guest.
+/// Waits until all packets of `zerocopy`, which queue `index` had, are done, and gives their
+/// buffers to the guest.
 fn settle(device: &Device<Net>, index: usize, mut zerocopy: ZeroCopy<Net>) {
     zerocopy.in_flight().wait();
     let Ok(mut guard) = device.queue(index) else {
@@ -876,7 +896,8 @@ fn settle(device: &Device<Net>, index: usize, mut zerocopy: ZeroCopy<Net>) {
     let iotlb = iotlb.as_ref().map(|iotlb| iotlb.lock());
     let found = iotlb.as_ref().map_or(Ok(()), |i| queue.ring.find(i));
     if let Err(fault) = found.and_then(|()| queue.publish()) {
-        device.stand_still(queue, fault);
+        // If that is because of the IOTLB: nobody waits for an answer any more.
+        queue.fault(fault);
     }
 }
 

@@ -736,8 +736,8 @@ impl<M: UserMemory> Vring<M> {
         }
     }
 
-    /// Completes a chain of this ring that was deferred. If the ring has forgotten those since, this
-    /// does nothing.
+    /// Completes a chain of this ring that was deferred. If the ring has forgotten those since,
+    /// this does nothing.
     pub fn complete_deferred(&mut self, chain: Deferred) {
         if chain.era != self.era {
             return;
@@ -977,7 +977,8 @@ impl<M: UserMemory> Vring<M> {
         Ok(head)
     }
 
-    fn forget_heads(&mut self) {
+    /// Forgets what was read of the available ring ahead of its use.
+    pub fn forget_heads(&mut self) {
         self.heads.count = 0;
     }
 

@@ -2,10 +2,10 @@
 
 //! Transmitting without a copy: the network stack sends from the guest's memory.
 //!
-//! A [`ZeroCopy`] belongs to the backend of a queue that transmits. It says which packets are to go
-//! that way, and keeps their chains until the network stack is done with them. That may be in any
-//! order and take any time; the driver gets them back in the order in which they were sent. All of
-//! it is under the queue's mutex, but for the waiting.
+//! A [`ZeroCopy`] belongs to the backend of a queue that transmits. It says which packets are to
+//! go that way, and keeps their chains until the network stack is done with them. That may be in
+//! any order and take any time; the driver gets them back in the order in which they were sent.
+//! All of it is under the queue's mutex, but for the waiting.
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ use crate::{
         socket::Socket,
         uaccess::CurrentMm,
         ubuf::{
+            self,
             InFlight,
             UserBufs,
             MAX_PACKETS, //
@@ -73,10 +74,11 @@ impl<D: Driver> ZeroCopy<D> {
         })
     }
 
-    /// Whether a packet of `len` bytes, with the backend's header, is to go without a copy. The
-    /// ring has `num` descriptors.
-    pub fn wants(&self, len: usize, num: u16) -> bool {
+    /// Whether a packet of `len` bytes, with the backend's header, is to go without a copy. It is
+    /// `segments` without their first `skip` bytes, and the ring has `num` descriptors.
+    pub fn wants(&self, len: usize, segments: &[Segment], skip: usize, num: u16) -> bool {
         len >= MIN_LEN
+            && ubuf::fits(segments, skip)
             && self.has_room(num)
             && !self.held
             && self.packets / PACKETS_A_FAILURE >= self.failures
@@ -89,7 +91,7 @@ impl<D: Driver> ZeroCopy<D> {
     }
 
     /// Sends the packet whose chain is `take`: `segments` without their first `skip` bytes. Then
-    /// the chain is kept. `more` says that another packet follows at once.
+    /// the chain is kept.
     ///
     /// Returns the chain with the error if that fails, as [`UserBufs::send`].
     pub fn send<'ring>(
@@ -98,9 +100,9 @@ impl<D: Driver> ZeroCopy<D> {
         take: Take<'ring, CurrentMm>,
         segments: &[Segment],
         skip: usize,
-        more: bool,
     ) -> Result<(), (Error, Take<'ring, CurrentMm>)> {
-        match self.bufs.send(sock, segments, skip, more) {
+        // None follows: a tap may keep a packet until the next one, and that may never come.
+        match self.bufs.send(sock, segments, skip, false) {
             Ok(slot) => {
                 if let Some(chain) = self.chains.get_mut(slot) {
                     *chain = take.defer();

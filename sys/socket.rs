@@ -173,10 +173,11 @@ impl Socket {
         self.kind != Kind::Packet && unsafe { local::sk_flag(self.sk(), local::SOCK_FLAG_ZEROCOPY) }
     }
 
-    /// Whether a packet that is sent from user memory now is sure to be done some day.
+    /// Whether a packet that is sent from user memory now will be done some day.
     ///
-    /// A tap whose interface is gone, and one with an XDP program that has dropped it, may take a
-    /// packet and never say so.
+    /// A macvtap or ipvtap whose interface is gone, and a tap with an XDP program that has dropped
+    /// it, may take a packet and never say so. If that comes about while the packet is being sent,
+    /// it is too late to know.
     pub fn completes_ubufs(&self) -> bool {
         match self.kind {
             Kind::Packet => false,
@@ -207,8 +208,8 @@ impl Socket {
     ///
     /// # Safety
     ///
-    /// The caller gives the tap a reference to `ubuf`. It, and what it points to, is valid until it
-    /// is completed or this fails.
+    /// The caller gives the tap a reference to `ubuf`. It, and what it points to, is valid until
+    /// it is completed or this fails.
     pub(super) unsafe fn send_ubuf(
         &self,
         segments: &[Segment],

@@ -14,6 +14,7 @@ use kernel::{
     bindings,
     container_of,
     ffi::c_void,
+    page::PAGE_SIZE,
     prelude::*,
     sync::{
         atomic::{
@@ -66,8 +67,8 @@ struct Slot<T: Wake> {
 /// # Invariants
 ///
 /// `in_flight` is no less than the number of slots in the state [`State::InFlight`]. While such a
-/// slot's `ubuf` is not completed, all of the slot is valid, only `ubuf.refcnt` and `state` change,
-/// and `shared` points to this.
+/// slot's `ubuf` is not completed, all of the slot is valid, only `ubuf.refcnt` and `state`
+/// change, and `shared` points to this.
 #[pin_data]
 struct Shared<T: Wake> {
     in_flight: Atomic<i32>,
@@ -84,7 +85,8 @@ unsafe impl<T: Wake> Send for Shared<T> {}
 unsafe impl<T: Wake> Sync for Shared<T> {}
 
 impl<T: Wake> Shared<T> {
-    const OPS: bindings::ubuf_info_ops = bindings::ubuf_info_ops {
+    /// What a `ubuf` points to, which lives as long as the module.
+    const OPS: &'static bindings::ubuf_info_ops = &bindings::ubuf_info_ops {
         complete: Some(Self::complete),
         link_skb: None,
     };
@@ -111,8 +113,8 @@ impl<T: Wake> Shared<T> {
     }
 
     fn wait(&self) {
-        // SAFETY: The counter is valid, an `atomic_t` is laid out as the `i32` in it, and who makes
-        // it zero wakes those who wait for its address.
+        // SAFETY: The counter is valid, an `atomic_t` is laid out as the `i32` in it, and who
+        // makes it zero wakes those who wait for its address.
         unsafe { local::wait_var_event_zero(self.in_flight.as_ptr().cast()) }
     }
 
@@ -148,6 +150,21 @@ impl<T: Wake> Shared<T> {
     }
 }
 
+/// Whether a packet has room for the pages behind `segments` without their first `skip` bytes. One
+/// that has not is copied anyway.
+pub fn fits(segments: &[Segment], mut skip: usize) -> bool {
+    let mut pages = 0usize;
+    for segment in segments {
+        let rest = segment.skip(skip);
+        skip = skip.saturating_sub(segment.len());
+        if rest.len() > 0 {
+            let offset = rest.addr().get() as usize % PAGE_SIZE;
+            pages = pages.saturating_add(offset.saturating_add(rest.len()).div_ceil(PAGE_SIZE));
+        }
+    }
+    pages <= local::SKB_FRAGS_MAX as usize
+}
+
 /// A packet that the network stack is done with.
 pub struct Done {
     /// The slot that it had.
@@ -170,6 +187,8 @@ pub struct UserBufs<T: Wake> {
     shared: Arc<Shared<T>>,
     first: usize,
     count: usize,
+    /// There was a packet: its callback may not be over.
+    used: bool,
 }
 
 impl<T: Wake> UserBufs<T> {
@@ -192,6 +211,7 @@ impl<T: Wake> UserBufs<T> {
             shared,
             first: 0,
             count: 0,
+            used: false,
         })
     }
 
@@ -214,6 +234,7 @@ impl<T: Wake> UserBufs<T> {
         if self.count >= MAX_PACKETS {
             return Err(ENOSPC);
         }
+        self.used = true;
         let number = self.first.wrapping_add(self.count);
         let slot = self.shared.slot(number);
         // SAFETY: The slot is part of the array, and not in flight: nobody else accesses it.
@@ -222,7 +243,7 @@ impl<T: Wake> UserBufs<T> {
             self.shared.in_flight.fetch_add(1, Relaxed);
             slot.write(Slot {
                 ubuf: bindings::ubuf_info {
-                    ops: &Shared::<T>::OPS,
+                    ops: Shared::<T>::OPS,
                     refcnt: bindings::REFCOUNT_INIT(1),
                     flags: (bindings::SKBFL_ZEROCOPY_ENABLE | bindings::SKBFL_SHARED_FRAG) as u8,
                 },
@@ -280,8 +301,10 @@ impl<T: Wake> UserBufs<T> {
 impl<T: Wake> Drop for UserBufs<T> {
     fn drop(&mut self) {
         self.shared.wait();
-        // The callbacks that made it so may still be at it.
-        rcu::synchronize_rcu();
+        if self.used {
+            // The callbacks that made it so may still be at it.
+            rcu::synchronize_rcu();
+        }
     }
 }
 
