@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Compares what was seen of the two drivers. The differences that are accepted are named here, each
+//! as narrow as it can be; docs/differences.md has the reasons.
+
+/// The first difference that is not accepted: the line of the action, and both lines.
+pub struct Difference {
+    pub action: String,
+    pub c: String,
+    pub rust: String,
+}
+
+impl Difference {
+    /// What kind of difference it is: the verb, and how the lines start.
+    pub fn kind(&self) -> String {
+        let verb = self.action.split(' ').next().unwrap_or_default();
+        let start = |line: &str| {
+            let mut words = line.split([' ', ':', '#', '=']).filter(|w| !w.is_empty());
+            words.next().unwrap_or("nothing").to_string()
+        };
+        format!("{verb}: {} / {}", start(&self.c), start(&self.rust))
+    }
+}
+
+/// What only the C driver may do: it writes the first byte of a packet that is too long for its buffer
+/// there all the same, and leaves part of a long header as it was.
+fn only_c_may(line: &str) -> bool {
+    line.starts_with("  first byte of ") || line == "  header not written"
+}
+
+/// Compares two texts of the same script. One that did not come to its end differs from any.
+pub fn compare(c: &str, rust: &str) -> Option<Difference> {
+    let (mut theirs, mut ours) = (c.lines(), rust.lines());
+    let (mut a, mut b) = (theirs.next(), ours.next());
+    let mut action = "";
+    loop {
+        if a == b {
+            let Some(line) = a.filter(|&line| line != "bye") else {
+                break;
+            };
+            if !line.starts_with(' ') {
+                action = line;
+            }
+            (a, b) = (theirs.next(), ours.next());
+        } else if a.is_some_and(only_c_may) {
+            a = theirs.next();
+        } else {
+            break;
+        }
+    }
+    (a != Some("bye") || b != Some("bye")).then(|| Difference {
+        action: action.into(),
+        c: a.unwrap_or_default().into(),
+        rust: b.unwrap_or_default().into(),
+    })
+}
