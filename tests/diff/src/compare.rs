@@ -15,8 +15,10 @@ impl Difference {
     pub fn kind(&self) -> String {
         let verb = self.action.split(' ').next().unwrap_or_default();
         let start = |line: &str| {
-            let mut words = line.split([' ', ':', '#', '=']).filter(|w| !w.is_empty());
-            words.next().unwrap_or("nothing").to_string()
+            // The next action is none of this one's.
+            let seen = Some(line).filter(|line| line.starts_with([' ', 'h', 'd']));
+            let word = seen.and_then(|line| line.split_whitespace().next());
+            word.unwrap_or("nothing").to_string()
         };
         format!("{verb}: {} / {}", start(&self.c), start(&self.rust))
     }

@@ -43,17 +43,17 @@ fn run(folder: &Path, count: usize, seed: u64) -> Res<bool> {
     let scripts: Vec<Script> = (0..count as u64)
         .map(|i| gen::script(seed, i, drivers.iotlb))
         .collect();
-    let mut seen = vec![];
+    let mut first = vec![];
     for (driver, name) in DRIVERS.iter().enumerate() {
         drivers.load(driver)?;
         let start = Instant::now();
-        seen.push(drivers.run(&scripts)?);
+        first.push(drivers.run(&scripts)?);
         let rate = count as f64 / start.elapsed().as_secs_f64();
         println!("# {name}: {rate:.0} scripts a second");
     }
-    coverage(&seen[0]);
+    coverage(&first[0]);
     let mut kinds: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    for (i, (c, rust)) in seen[0].iter().zip(&seen[1]).enumerate() {
+    for (i, (c, rust)) in first[0].iter().zip(&first[1]).enumerate() {
         if let Some(d) = compare(c, rust) {
             kinds.entry(d.kind()).or_default().push(i);
         }
@@ -62,11 +62,8 @@ fn run(folder: &Path, count: usize, seed: u64) -> Res<bool> {
     let mut shown: Vec<_> = kinds.into_iter().collect();
     shown.sort_by_key(|(_, numbers)| std::cmp::Reverse(numbers.len()));
     for (kind, numbers) in &shown {
-        println!(
-            "not ok {} scripts: {kind}, such as {}",
-            numbers.len(),
-            numbers[0]
-        );
+        let (count, first) = (numbers.len(), numbers[0]);
+        println!("not ok {count} scripts: {kind}, such as {first}");
     }
     // A script that hangs takes too long to be tried many times.
     for (kind, numbers) in shown.iter().filter(|(kind, _)| kind.contains("hung")) {
@@ -89,7 +86,12 @@ fn run(folder: &Path, count: usize, seed: u64) -> Res<bool> {
         );
         match compare(c, rust) {
             Some(_) => show(c, rust),
-            None => println!("# It does not differ when it is run again."),
+            None => {
+                println!("# It does not differ when it is run again. It did here:");
+                if let Some(d) = compare(&first[0][numbers[0]], &first[1][numbers[0]]) {
+                    println!("     {}\nC    {}\nRust {}", d.action, d.c, d.rust);
+                }
+            }
         }
         println!(
             "# To run it again: tests/diff/run replay {}",
