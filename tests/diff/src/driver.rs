@@ -36,8 +36,6 @@ pub struct Drivers {
     folder: PathBuf,
     loaded: usize,
     children: Vec<Child>,
-    /// Both drivers have an IOTLB.
-    pub iotlb: bool,
 }
 
 impl Drivers {
@@ -50,17 +48,9 @@ impl Drivers {
             folder,
             loaded: 0,
             children: vec![],
-            iotlb: true,
         };
-        // TEMPORARY: the Rust driver lacks it.
-        for driver in 0..DRIVERS.len() {
-            drivers.load(driver)?;
-            let mut features = [0u64];
-            sys::ioctl(&sys::open()?, sys::GET_FEATURES, features.as_mut_ptr());
-            drivers.iotlb &= features[0] & kselftest::feature::ACCESS_PLATFORM != 0;
-        }
         for cpu in 0..std::thread::available_parallelism()?.get() {
-            drivers.children.push(Child::start(cpu, drivers.iotlb)?);
+            drivers.children.push(Child::start(cpu)?);
         }
         priority(WATCH_PRIORITY)?;
         Ok(drivers)
@@ -113,7 +103,7 @@ impl Drivers {
                 };
                 if !seen[number].ends_with("bye\n") {
                     child.end();
-                    *child = Child::start(cpu, self.iotlb)?;
+                    *child = Child::start(cpu)?;
                 }
             }
         }
@@ -153,7 +143,7 @@ fn shared() -> Res<&'static AtomicUsize> {
 }
 
 impl Child {
-    fn start(cpu: usize, iotlb: bool) -> Res<Self> {
+    fn start(cpu: usize) -> Res<Self> {
         let (stream, theirs) = UnixStream::pair()?;
         let action = shared()?;
         // SAFETY: this process has one thread.
@@ -163,7 +153,7 @@ impl Child {
         }
         if pid == 0 {
             drop(stream);
-            if let Err(Fail(why)) = work(cpu, theirs, iotlb, action) {
+            if let Err(Fail(why)) = work(cpu, theirs, action) {
                 println!("diff: {why}");
             }
             // SAFETY: ends the process without running the parent's exit handlers.
@@ -206,7 +196,7 @@ fn receive(stream: &mut UnixStream) -> Res<String> {
 }
 
 /// What a child does, until it is ended.
-fn work(cpu: usize, mut stream: UnixStream, iotlb: bool, action: &AtomicUsize) -> Res {
+fn work(cpu: usize, mut stream: UnixStream, action: &AtomicUsize) -> Res {
     // SAFETY: all zero is a valid set, and the set is of that size.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
@@ -220,7 +210,7 @@ fn work(cpu: usize, mut stream: UnixStream, iotlb: bool, action: &AtomicUsize) -
     loop {
         let text = receive(&mut stream)?;
         let script = script::parse(&text).map_err(Fail)?;
-        let seen = machine.run(&script, iotlb, action)?;
+        let seen = machine.run(&script, action)?;
         send(&mut stream, &seen)?;
     }
 }

@@ -42,7 +42,6 @@ impl Random {
 struct Gen {
     r: Random,
     script: Script,
-    iotlb: bool,
     /// The features that the guest accepts.
     features: u64,
     tunnel: u64,
@@ -55,14 +54,13 @@ struct Gen {
 
 const GPAS: [u64; 4] = [0x10_0000, 0, 0xffff_0000, 1 << 36];
 
-/// The script of a number. `iotlb` says that both drivers have one.
-pub fn script(seed: u64, number: u64, iotlb: bool) -> Script {
+/// The script of a number.
+pub fn script(seed: u64, number: u64) -> Script {
     let mut r = Random(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
     let r0 = r.next();
     let mut g = Gen {
         r: Random(r0),
         script: vec![],
-        iotlb,
         features: 0,
         tunnel: 0,
         gpa: 0x10_0000,
@@ -143,7 +141,7 @@ impl Gen {
         if self.big {
             self.put("guest-endian", &[1]);
         }
-        if self.iotlb && self.features & feature::ACCESS_PLATFORM != 0 {
+        if self.features & feature::ACCESS_PLATFORM != 0 {
             self.iotlb_setup();
         }
         // Packets that are there before the device is.
@@ -181,7 +179,7 @@ impl Gen {
                 f |= bit;
             }
         }
-        if self.iotlb && r.percent(15) {
+        if r.percent(15) {
             f |= feature::ACCESS_PLATFORM;
         }
         self.big = f & feature::VERSION_1 == 0 && r.percent(25);

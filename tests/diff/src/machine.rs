@@ -68,6 +68,9 @@ const TABLE: usize = 8;
 /// Where a queue's buffers are, from and to.
 const BUFFERS: [(u64, u64); 2] = [(0x18000, 0x2c000), (0x2c000, SIZE)];
 
+/// The pages of the buffers to receive into.
+pub const RX_PAGES: std::ops::Range<u64> = BUFFERS[0].0 / 0x1000..BUFFERS[0].1 / 0x1000;
+
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
@@ -225,9 +228,8 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Runs a script on a device of its own. Returns what was seen. `iotlb` says that both drivers have one;
-    /// `at` is told the number of each action.
-    pub fn run(&mut self, script: &[Action], iotlb: bool, at: &AtomicUsize) -> Res<String> {
+    /// Runs a script on a device of its own. Returns what was seen. `at` is told the number of each action.
+    pub fn run(&mut self, script: &[Action], at: &AtomicUsize) -> Res<String> {
         // SAFETY: both are mapped, and no device is open that could write there.
         unsafe {
             std::ptr::write_bytes(ARENA as *mut u8, 0, SIZE as usize);
@@ -240,7 +242,6 @@ impl Machine {
         let mut run = Run {
             m: self,
             dev,
-            iotlb,
             features: [0; 2],
             owner: false,
             kernel_thread: false,
@@ -351,7 +352,6 @@ impl Default for Queue {
 struct Run<'a> {
     m: &'a mut Machine,
     dev: File,
-    iotlb: bool,
     features: [u64; 2],
     owner: bool,
     kernel_thread: bool,
@@ -446,15 +446,12 @@ impl Run<'_> {
             ("get-features", []) => {
                 let mut f = [0u64];
                 let r = ioctl(&self.dev, sys::GET_FEATURES, f.as_mut_ptr());
-                format!("{} {:#x}", done(r), self.known(f[0]))
+                format!("{} {:#x}", done(r), f[0])
             }
             ("get-features-array", &[count @ 0..=8]) => {
                 let mut f = [u64::MAX; 10];
                 f[0] = count;
                 let r = ioctl(&self.dev, sys::GET_FEATURES_ARRAY, f.as_mut_ptr());
-                if r == 0 && count > 0 {
-                    f[1] = self.known(f[1]);
-                }
                 format!("{} {f:x?}", done(r))
             }
             ("features", &[bits]) => {
@@ -527,8 +524,7 @@ impl Run<'_> {
                 done(self.vring_file(sys::SET_VRING_ERR, q, own, fd))
             }
             ("log-fd", &[fd]) => {
-                let own = [self.m.log.as_raw_fd(), self.m.spare[1].as_raw_fd()];
-                let fd = self.eventfd_number(own, fd);
+                let fd = self.eventfd_number([self.m.log.as_raw_fd(); 2], fd);
                 done(ioctl(&self.dev, sys::SET_LOG_FD, &fd))
             }
             ("log-base", &[place @ 0..=3]) => {
@@ -645,14 +641,6 @@ impl Run<'_> {
             ("sndbuf", &[bytes]) => self.sndbuf(bytes),
             ("link", &[b @ 1..=2, up]) => self.link(b, up != 0),
             _ => panic!("no such action: {action}"),
-        }
-    }
-
-    /// The features that both drivers are known to have. TEMPORARY: one of them lacks the IOTLB.
-    fn known(&self, bits: u64) -> u64 {
-        match self.iotlb {
-            true => bits,
-            false => bits & !feature::ACCESS_PLATFORM,
         }
     }
 
@@ -1405,13 +1393,14 @@ impl Run<'_> {
     }
 
     fn look_at_files(&mut self) {
+        let iotlb = self.has(feature::ACCESS_PLATFORM);
         let m = &mut *self.m;
         let names = [
             (&m.call[0], "call 0"),
             (&m.call[1], "call 1"),
             (&m.err[0], "error 0"),
             (&m.err[1], "error 1"),
-            (&m.log, "log"),
+            (&m.log, if iotlb { "log by IOTLB" } else { "log" }),
             (&m.spare[1], "spare"),
             (&self.dev, "message"),
             (&m.peer.fd, "out 1"),
@@ -1471,7 +1460,8 @@ impl Run<'_> {
             if *bits == [0; 4] {
                 continue;
             }
-            let _ = write!(self.out, "  dirty");
+            let iotlb = self.has(feature::ACCESS_PLATFORM);
+            let _ = write!(self.out, "  dirty{}", if iotlb { " by IOTLB" } else { "" });
             for i in (0..256).filter(|i| bits[i / 64] >> (i % 64) & 1 != 0) {
                 let _ = write!(self.out, " {i:#x}");
             }

@@ -5,6 +5,7 @@
 //! In the VM, with the C driver loaded, and both drivers' modules in FOLDER as c.ko and rust.ko:
 //!
 //!     vhost-net-diff run FOLDER COUNT SEED    COUNT scripts; those that differ are shortened and shown
+//!     vhost-net-diff some FOLDER SEED N...    the scripts of these numbers only
 //!     vhost-net-diff replay FOLDER FILE       the script in FILE, and what was seen of each driver
 //!
 //! Anywhere:
@@ -35,14 +36,13 @@ use driver::DRIVERS;
 use script::Script;
 
 /// How many kinds of differences are shown.
-const SHOWN: usize = 8;
+const SHOWN: usize = 20;
 
-fn run(folder: &Path, count: usize, seed: u64) -> Res<bool> {
+fn run(folder: &Path, seed: u64, which: &[u64]) -> Res<bool> {
     let mut drivers = Drivers::new(folder.into())?;
-    println!("# seed {seed}, scripts {count}, IOTLB {}", drivers.iotlb);
-    let scripts: Vec<Script> = (0..count as u64)
-        .map(|i| gen::script(seed, i, drivers.iotlb))
-        .collect();
+    let count = which.len();
+    println!("# seed {seed}, scripts {count}");
+    let scripts: Vec<Script> = which.iter().map(|&n| gen::script(seed, n)).collect();
     let mut first = vec![];
     for (driver, name) in DRIVERS.iter().enumerate() {
         drivers.load(driver)?;
@@ -62,12 +62,12 @@ fn run(folder: &Path, count: usize, seed: u64) -> Res<bool> {
     let mut shown: Vec<_> = kinds.into_iter().collect();
     shown.sort_by_key(|(_, numbers)| std::cmp::Reverse(numbers.len()));
     for (kind, numbers) in &shown {
-        let (count, first) = (numbers.len(), numbers[0]);
+        let (count, first) = (numbers.len(), which[numbers[0]]);
         println!("not ok {count} scripts: {kind}, such as {first}");
     }
     // A script that hangs takes too long to be tried many times.
     for (kind, numbers) in shown.iter().filter(|(kind, _)| kind.contains("hung")) {
-        let file = folder.join(format!("{}.script", numbers[0]));
+        let file = folder.join(format!("{}.script", which[numbers[0]]));
         println!("# {kind}: {}", file.display());
         std::fs::write(&file, script::print(&scripts[numbers[0]]))?;
     }
@@ -79,11 +79,9 @@ fn run(folder: &Path, count: usize, seed: u64) -> Res<bool> {
     let short = shrink::shrink(&mut drivers, long.collect())?;
     let seen = shrink::both(&mut drivers, &short)?;
     for (((kind, numbers), script), [c, rust]) in shown.iter().zip(&short).zip(&seen) {
-        let file = folder.join(format!("{}.script", numbers[0]));
-        println!(
-            "\n# {kind}: script {} of seed {seed}, shortened",
-            numbers[0]
-        );
+        let file = folder.join(format!("{}.script", which[numbers[0]]));
+        let number = which[numbers[0]];
+        println!("\n# {kind}: script {number} of seed {seed}, shortened");
         match compare(c, rust) {
             Some(_) => show(c, rust),
             None => {
@@ -165,13 +163,18 @@ fn main() -> ExitCode {
     let number = |text: &str| text.parse::<u64>().expect("a number");
     let result = match args[..] {
         ["run", folder, count, seed] => {
-            run(Path::new(folder), number(count) as usize, number(seed))
+            let all: Vec<u64> = (0..number(count)).collect();
+            run(Path::new(folder), number(seed), &all)
+        }
+        ["some", folder, seed, ref numbers @ ..] => {
+            let some: Vec<u64> = numbers.iter().map(|n| number(n)).collect();
+            run(Path::new(folder), number(seed), &some)
         }
         ["replay", folder, file] => replay(Path::new(folder), file),
         ["show", seed, n] => {
             print!(
                 "{}",
-                script::print(&gen::script(number(seed), number(n), true))
+                script::print(&gen::script(number(seed), number(n)))
             );
             Ok(true)
         }
