@@ -94,6 +94,8 @@ impl Gen {
             6..=8 => 1 + self.r.below(3),
             _ => self.r.pick(&[5, 6, 9]),
         };
+        let iotlb = self.features & feature::ACCESS_PLATFORM != 0;
+        let layout = if iotlb { layout & 1 } else { layout };
         self.put("mem", &[layout, self.gpa]);
         if self.r.percent(if self.features & feature::LOG_ALL != 0 {
             95
@@ -503,7 +505,6 @@ impl Gen {
                 let size = size.min(0x40000 - offset);
                 self.update(self.gpa + offset, size, offset, perm);
             }
-            4 => self.put("read", &[72]),
             _ => self.put("serve", &[]),
         }
     }
@@ -598,7 +599,8 @@ impl Gen {
             }
             27 => self.put("get-endian", &[q]),
             28 => {
-                self.put("busyloop", &[q, 0]);
+                let n = self.r.pick(&[0, 1, 30]);
+                self.put("busyloop", &[q, n]);
             }
             29 => self.put("get-busyloop", &[q]),
             30..=31 => {
@@ -610,7 +612,11 @@ impl Gen {
                 self.put("fault", &[n]);
             }
             34 => {
-                let bytes = self.r.pick(&[0, 3, 71, 72, 100]);
+                let mut bytes = self.r.pick(&[0, 3, 71, 72, 100]);
+                if self.features & feature::ACCESS_PLATFORM != 0 {
+                    // Which message comes first is the device's choice; `serve` takes them all.
+                    bytes = bytes.min(71);
+                }
                 self.put("read", &[bytes]);
             }
             _ => {

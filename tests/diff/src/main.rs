@@ -172,10 +172,7 @@ fn main() -> ExitCode {
         }
         ["replay", folder, file] => replay(Path::new(folder), file),
         ["show", seed, n] => {
-            print!(
-                "{}",
-                script::print(&gen::script(number(seed), number(n)))
-            );
+            print!("{}", script::print(&gen::script(number(seed), number(n))));
             Ok(true)
         }
         ["verbs"] => {
