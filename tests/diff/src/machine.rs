@@ -881,7 +881,9 @@ impl Run<'_> {
         let running = self.queues.get(q as usize).is_some_and(|q| q.backend != 0);
         let in_order = self.has(feature::IN_ORDER);
         // Completions that can't be written are kept by one driver and lost by the other.
-        if (place == 9 && running) || (place == 2 && in_order) {
+        // In a ring that moves while it runs, what was used before is not where the guest looks for it.
+        let moves = self.queues[q as usize & 1].used != if place == 2 { USED_ACROSS } else { USED };
+        if ((place == 9 || moves) && running) || (place == 2 && in_order) {
             return SKIPPED.into();
         }
         let offset = ring(q as usize & 1);
