@@ -7,6 +7,7 @@ use std::fs::File;
 use std::fs::OpenOptions;
 use std::io::Error;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -245,4 +246,39 @@ pub fn in_child(f: impl FnOnce() -> i32) -> Res<i32> {
         "the child died: status {status:#x}"
     );
     Ok(libc::WEXITSTATUS(status))
+}
+
+/// Loads a module.
+pub fn load(file: &Path) -> Res {
+    let image = std::fs::read(file)?;
+    let none = CString::default();
+    // SAFETY: the kernel copies both.
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_init_module,
+            image.as_ptr(),
+            image.len(),
+            none.as_ptr(),
+        )
+    };
+    match r {
+        0 => Ok(()),
+        _ => Err(Error::last_os_error().into()),
+    }
+}
+
+/// Unloads a module, when its last user is gone.
+pub fn unload(name: &str) -> Res {
+    let name = CString::new(name)?;
+    let mut result = Ok(());
+    until(|| {
+        // SAFETY: the kernel copies the name.
+        let r = unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
+        result = match r {
+            0 => Ok(()),
+            _ => Err(Error::last_os_error().into()),
+        };
+        result.is_ok()
+    });
+    result
 }
