@@ -84,6 +84,13 @@ impl Mem {
         });
     }
 
+    /// Takes away the area that starts at `start`. Returns what was in it.
+    pub fn remove(&self, start: u64) -> Vec<u8> {
+        let mut areas = self.0.areas.borrow_mut();
+        let at = areas.iter().position(|area| area.start == start);
+        areas.swap_remove(at.expect("there is no such area")).bytes
+    }
+
     /// Lets accesses that touch `range` fail from now on. That is no violation.
     pub fn fail(&self, range: Range<u64>) {
         self.0.failing.borrow_mut().push(range);
@@ -147,12 +154,7 @@ impl Mem {
 
     /// A 32-bit field, mapped, in the byte order `endian`.
     pub fn get_u32(&self, addr: u64, endian: Endian) -> u32 {
-        let bytes = self.get(addr, 4).expect("not mapped");
-        let bytes = [bytes[0], bytes[1], bytes[2], bytes[3]];
-        match endian {
-            Endian::Little => u32::from_le_bytes(bytes),
-            Endian::Big => u32::from_be_bytes(bytes),
-        }
+        number_of(&self.get(addr, 4).expect("not mapped"), endian) as u32
     }
 
     /// What the code under test did since this was last asked.
@@ -232,6 +234,15 @@ fn find_mut(areas: &mut [Area], addr: u64, len: u64) -> Option<&mut Area> {
 
 fn mapped(areas: &[Area], addr: u64, len: u64) -> bool {
     find(areas, addr, len).is_some_and(|area| area.access != Access::Unmapped)
+}
+
+/// The number that at most 8 bytes are.
+pub fn number_of(bytes: &[u8], endian: Endian) -> u64 {
+    let number = |sum: u64, byte: &u8| sum << 8 | u64::from(*byte);
+    match endian {
+        Endian::Little => bytes.iter().rev().fold(0, number),
+        Endian::Big => bytes.iter().fold(0, number),
+    }
 }
 
 pub fn u16_of(bytes: [u8; 2], endian: Endian) -> u16 {

@@ -7,7 +7,7 @@
 //! code that it judges. It is slow, and reads memory as often as it likes.
 
 use crate::{
-    mem::{bytes_of_u16, u16_of, Mem},
+    mem::{bytes_of_u16, number_of, u16_of, Mem},
     vring::Endian,
 };
 use kernel::prelude::*;
@@ -21,9 +21,22 @@ pub struct ModelRegion {
     pub guest: u64,
     pub size: u128,
     pub user: u64,
+    /// What may be done to it, 1 is to read and 2 is to write; [`None`] if the device has not been told of
+    /// it.
+    pub perm: Option<u8>,
 }
 
 impl ModelRegion {
+    /// A region that may be read and written.
+    pub fn new(guest: u64, size: u128, user: u64) -> Self {
+        Self {
+            guest,
+            size,
+            user,
+            perm: Some(3),
+        }
+    }
+
     /// The user address of a guest byte, if the region has it.
     pub fn byte(&self, guest: u128) -> Option<u64> {
         let first = u128::from(self.guest);
@@ -35,26 +48,62 @@ impl ModelRegion {
 /// Which of `regions` has a guest byte: the one that starts first, and of these the first of the list.
 pub fn owner_of(regions: &[ModelRegion], guest: u128) -> Option<usize> {
     (0..regions.len())
-        .filter(|&i| regions[i].byte(guest).is_some())
+        .filter(|&i| regions[i].perm.is_some() && regions[i].byte(guest).is_some())
         .min_by_key(|&i| (regions[i].guest, i))
 }
 
 /// A piece of user memory.
 pub type Piece = (u64, u64);
 
-/// The pieces behind `len` bytes from `guest`, at most `room` of them.
-pub fn translate(regions: &[ModelRegion], guest: u64, len: u32, room: usize) -> Result<Vec<Piece>> {
+/// Why something can't be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    pub error: Error,
+    /// The address that no region has, or whose region does not allow it, and whether it was to be written.
+    pub at: Option<(u64, bool)>,
+}
+
+impl Trouble {
+    /// What the owner is told of it.
+    pub fn miss(&self) -> Option<(u64, bool)> {
+        self.at.filter(|_| self.error == EFAULT)
+    }
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Self { error, at: None }
+    }
+}
+
+/// The pieces behind `len` bytes from `guest` that are to be read or written, at most `room` of them.
+pub fn translate(
+    regions: &[ModelRegion],
+    guest: u64,
+    len: u32,
+    write: bool,
+    room: usize,
+) -> Result<Vec<Piece>, Trouble> {
     let mut pieces = Vec::new();
     let end = u128::from(guest) + u128::from(len);
     let mut at = u128::from(guest);
     while at < end {
-        if pieces.len() >= room {
-            return Err(ENOBUFS);
+        // A range that goes around the end of the address space is nowhere.
+        let addr = u64::try_from(at).ok();
+        if addr.is_some() && pieces.len() >= room {
+            return Err(ENOBUFS.into());
         }
-        let region = &regions[owner_of(regions, at).ok_or(EFAULT)?];
+        let trouble = |error| Trouble {
+            error,
+            at: Some((addr.unwrap_or(guest), write)),
+        };
+        let region = &regions[owner_of(regions, at).ok_or(trouble(EFAULT))?];
+        if region.perm.unwrap() & (1 << u8::from(write)) == 0 {
+            return Err(trouble(EPERM));
+        }
         let region_end = u128::from(region.guest) + region.size;
         let next = end.min(region_end);
-        pieces.push((region.byte(at).ok_or(EFAULT)?, (next - at) as u64));
+        pieces.push((region.byte(at).unwrap(), (next - at) as u64));
         at = next;
     }
     Ok(pieces)
@@ -106,6 +155,14 @@ pub struct Done {
     ends: bool,
 }
 
+/// A range of the used ring, and the guest address of its first byte.
+#[derive(Clone, Debug)]
+pub struct Logged {
+    pub offset: u64,
+    pub size: u64,
+    pub guest: u64,
+}
+
 /// A device model on its own copy of memory.
 pub struct Model {
     pub mem: Mem,
@@ -117,8 +174,8 @@ pub struct Model {
     pub event_idx: bool,
     pub notify_on_empty: bool,
     pub in_order: bool,
-    /// The log's user address, and the guest address of the used ring.
-    pub log: Option<(u64, u64)>,
+    /// The log's user address, and the ranges of the used ring that are guest memory.
+    pub log: Option<(u64, Vec<Logged>)>,
     /// The index of the next chain to take.
     pub last_avail: u16,
     /// With `in_order`: the descriptor that the next chain starts with, once a chain was taken. The C
@@ -162,8 +219,14 @@ impl Model {
         if !self.mem.try_put(self.used + offset, bytes) {
             return Err(EFAULT);
         }
-        if let Some((base, guest)) = self.log {
-            mark(&self.mem, base, guest + offset, bytes.len() as u64);
+        if let Some((base, ranges)) = &self.log {
+            let end = offset + bytes.len() as u64;
+            for range in ranges {
+                let first = offset.max(range.offset);
+                let len = end.min(range.offset + range.size).saturating_sub(first);
+                let guest = (range.guest + first).wrapping_sub(range.offset);
+                mark(&self.mem, *base, guest, len);
+            }
             self.logged = true;
         }
         Ok(())
@@ -182,13 +245,7 @@ impl Model {
     }
 
     fn parse(&self, bytes: &[u8]) -> RawDesc {
-        let part = |from: usize, len: usize| {
-            let number = |sum: u64, byte: &u8| sum << 8 | u64::from(*byte);
-            match self.endian {
-                Endian::Little => bytes[from..from + len].iter().rev().fold(0, number),
-                Endian::Big => bytes[from..from + len].iter().fold(0, number),
-            }
-        };
+        let part = |from: usize, len: usize| number_of(&bytes[from..from + len], self.endian);
         RawDesc {
             addr: part(0, 8),
             len: part(8, 4) as u32,
@@ -213,13 +270,13 @@ impl Model {
     }
 
     /// Takes the next chain; `room` is the number of pieces that it may have.
-    pub fn take(&mut self, regions: &[ModelRegion], room: usize) -> Result<Option<Found>> {
+    pub fn take(&mut self, regions: &[ModelRegion], room: usize) -> Result<Option<Found>, Trouble> {
         if self.seen_avail == self.last_avail && !self.look()? {
             return Ok(None);
         }
         // The C driver has no such rule: it would write past the end of the used ring.
         if self.done.len() >= self.num as usize {
-            return Err(EINVAL);
+            return Err(EINVAL.into());
         }
         let head = if let Some(next) = self.next_desc.filter(|_| self.in_order) {
             // The driver takes its descriptors one after the other, whatever it says.
@@ -229,7 +286,7 @@ impl Model {
             self.field(self.avail + 4 + 2 * slot)?
         };
         if u32::from(head) >= self.num {
-            return Err(EINVAL);
+            return Err(EINVAL.into());
         }
 
         let mut found = Found {
@@ -239,7 +296,7 @@ impl Model {
         let mut index = head;
         for descs in 1..=self.num as u16 {
             if u32::from(index) >= self.num {
-                return Err(EINVAL);
+                return Err(EINVAL.into());
             }
             let at = self.desc + 16 * u64::from(index);
             let desc = self.parse(&self.mem.get(at, 16).ok_or(EFAULT)?);
@@ -261,7 +318,7 @@ impl Model {
             }
             index = desc.next;
         }
-        Err(EINVAL)
+        Err(EINVAL.into())
     }
 
     fn indirect(
@@ -270,13 +327,13 @@ impl Model {
         regions: &[ModelRegion],
         room: usize,
         found: &mut Found,
-    ) -> Result {
+    ) -> Result<(), Trouble> {
         if table.len % 16 != 0 {
-            return Err(EINVAL);
+            return Err(EINVAL.into());
         }
-        let pieces = translate(regions, table.addr, table.len, MAX_PIECES)?;
+        let pieces = translate(regions, table.addr, table.len, false, MAX_PIECES)?;
         if table.len / 16 > 0x1_0000 {
-            return Err(E2BIG);
+            return Err(E2BIG.into());
         }
         let mut bytes = pieces
             .iter()
@@ -289,14 +346,14 @@ impl Model {
             }
             let desc = self.parse(&raw);
             if desc.flags & INDIRECT != 0 {
-                return Err(EINVAL);
+                return Err(EINVAL.into());
             }
             buffer(desc, regions, room, found)?;
             if desc.flags & NEXT == 0 {
                 return Ok(());
             }
         }
-        Err(EINVAL)
+        Err(EINVAL.into())
     }
 
     /// Gives back the `count` chains that were taken last.
@@ -404,16 +461,22 @@ impl Model {
 }
 
 /// Adds the buffer of a descriptor to what was found.
-fn buffer(desc: RawDesc, regions: &[ModelRegion], room: usize, found: &mut Found) -> Result {
+fn buffer(
+    desc: RawDesc,
+    regions: &[ModelRegion],
+    room: usize,
+    found: &mut Found,
+) -> Result<(), Trouble> {
     let room = room - found.pieces.len();
-    let pieces = translate(regions, desc.addr, desc.len, room)?;
-    if desc.flags & WRITE != 0 {
+    let write = desc.flags & WRITE != 0;
+    let pieces = translate(regions, desc.addr, desc.len, write, room)?;
+    if write {
         found.writable += pieces.len();
         if !pieces.is_empty() {
             found.dirty.push((desc.addr, desc.len));
         }
     } else if found.writable > 0 {
-        return Err(EINVAL);
+        return Err(EINVAL.into());
     } else {
         found.readable += pieces.len();
     }

@@ -4,18 +4,22 @@
 //!
 //! Each has its own copy of the same memory. Every step is done to both, and both must give the same
 //! result and leave the same bytes behind. [`Driver`] is a driver that keeps the rules.
+//!
+//! The ring may be behind an IOTLB: then its parts and the buffers are in pieces all over user memory, which
+//! move, and which the ring knows only as far as the owner has told of them. The model's ring is in one
+//! place and stays there, and nothing else may be different.
 
 use crate::{
     features::Features,
     log::{DirtyList, DirtyLog},
-    mem::{Access, Event, Mem},
-    memtable::{GuestAddr, MemTable, Region, Segments},
-    model::{translate, Found, Model, ModelRegion, MAX_PIECES},
+    mem::{number_of, Access, Event, Mem},
+    memtable::{GuestAddr, Iotlb, Iova, MemTable, Region, Segments},
+    model::{translate, Found, Logged, Model, ModelRegion, Piece, Trouble, MAX_PIECES},
     usermem::UserAddr,
     vring::{Chain, Endian, Fault, RingAddrs, UsedLog, Vring},
 };
-use kernel::prelude::*;
-use proptest::{prop_assert, prop_assert_eq, test_runner::TestCaseError};
+use kernel::{prelude::*, sync::Arc};
+use proptest::{prelude::*, test_runner::TestCaseError};
 use std::collections::{HashMap, VecDeque};
 
 /// What a step gives: an error ends the test.
@@ -38,6 +42,8 @@ const HUGE_USER: u64 = 0x5300_0000_0000;
 const HIGH_USER: u64 = 0x5400_0000_0000;
 const LOG: u64 = 0x6000_0000_0000;
 const LOG_SIZE: u64 = 0x1000;
+/// Below this, guest memory has its bits in the log.
+const LOGGED: u64 = 0x700_0000;
 
 /// What a ring is like.
 #[derive(Clone, Debug)]
@@ -47,6 +53,8 @@ pub struct Layout {
     pub event_idx: bool,
     pub notify_on_empty: bool,
     pub in_order: bool,
+    /// Behind an IOTLB; the number chooses where things are, and what is known of them.
+    pub behind: Option<u64>,
     /// Where [`SPAN`] is cut into regions.
     pub cuts: Vec<u16>,
     /// Moves the ring's parts, as far as they may move.
@@ -122,48 +130,89 @@ impl Layout {
         cuts.dedup();
 
         let mut regions = vec![
-            ModelRegion {
-                guest: HUGE,
-                size: u128::from(HUGE_SIZE),
-                user: HUGE_USER,
-            },
-            ModelRegion {
-                guest: HIGH,
-                size: 0x1000,
-                user: HIGH_USER,
-            },
+            ModelRegion::new(HUGE, u128::from(HUGE_SIZE), HUGE_USER),
+            ModelRegion::new(HIGH, 0x1000, HIGH_USER),
         ];
         for (i, ends) in cuts.windows(2).enumerate() {
-            regions.push(ModelRegion {
-                guest: ends[0],
-                size: u128::from(ends[1] - ends[0]),
-                user: ((i as u64 + 1) << 32) + 0x777,
-            });
+            let user = ((i as u64 + 1) << 32) + 0x777;
+            regions.push(ModelRegion::new(
+                ends[0],
+                u128::from(ends[1] - ends[0]),
+                user,
+            ));
         }
         let count = regions.len();
         regions.rotate_left(usize::from(self.skew) % count);
         regions
     }
 
-    fn memory(&self) -> Mem {
-        let mem = Mem::new();
-        let num = u64::from(self.num);
-        let event = if self.event_idx { 2 } else { 0 };
-        mem.add(self.desc(), 16 * num, Access::Read);
-        mem.add(self.avail(), 4 + 2 * num + event, Access::Read);
-        mem.add(self.used(), self.used_size(), Access::ReadWrite);
-        mem.add(LOG, LOG_SIZE, Access::ReadWrite);
-        for region in self.regions() {
-            let access = if region.guest == HUGE {
-                Access::Unmapped
-            } else {
-                Access::Read
-            };
-            mem.add(region.user, region.size as u64, access);
+    fn avail_size(&self) -> u64 {
+        4 + 2 * u64::from(self.num) + if self.event_idx { 2 } else { 0 }
+    }
+
+    /// The ring's parts, each as its address, its size, and whether the device writes it.
+    fn parts(&self) -> [(u64, u64, bool); 3] {
+        [
+            (self.desc(), 16 * u64::from(self.num), false),
+            (self.avail(), self.avail_size(), false),
+            (self.used(), self.used_size(), true),
+        ]
+    }
+
+    /// Whether `addr` is in a part of the ring.
+    pub fn is_ring(&self, addr: u64) -> bool {
+        let has = |&(start, size, _): &(u64, u64, bool)| (start..start + size).contains(&addr);
+        self.parts().iter().any(has)
+    }
+
+    /// The regions of the ring's parts, which are cut at even addresses.
+    fn ring_regions(&self, places: &mut Places) -> Vec<ModelRegion> {
+        let mut regions = Vec::new();
+        for (start, size, _) in self.parts() {
+            let count = places.random(7);
+            let mut cuts = vec![start, start + size];
+            cuts.extend((0..count).map(|i| {
+                // The first is where most happens.
+                let most = if i == 0 { size.min(40) } else { size };
+                start + places.random(most / 2) * 2
+            }));
+            cuts.sort_unstable();
+            cuts.dedup();
+            for ends in cuts.windows(2) {
+                let size = ends[1] - ends[0];
+                let user = places.place(size);
+                regions.push(ModelRegion::new(ends[0], u128::from(size), user));
+            }
         }
-        mem.put_u16(self.avail() + 2, self.avail_base, self.endian());
-        mem.put_u16(self.used() + 2, self.used_base, self.endian());
+        regions
+    }
+
+    /// What the ring may do to the user memory of an address that the driver has.
+    fn access(&self, addr: u64) -> Access {
+        let used = self.used()..self.used() + self.used_size();
+        if addr == HUGE {
+            Access::Unmapped
+        } else if used.contains(&addr) {
+            Access::ReadWrite
+        } else {
+            Access::Read
+        }
+    }
+
+    fn memory(&self, regions: &[ModelRegion]) -> Mem {
+        let mem = Mem::new();
+        mem.add(LOG, LOG_SIZE, Access::ReadWrite);
+        for region in regions {
+            mem.add(region.user, region.size as u64, self.access(region.guest));
+        }
         mem
+    }
+
+    /// The ring's parts where they are if no IOTLB says otherwise.
+    fn add_parts(&self, mem: &Mem) {
+        for (start, size, _) in self.parts() {
+            mem.add(start, size, self.access(start));
+        }
     }
 
     /// The memory table of these regions.
@@ -171,21 +220,72 @@ impl Layout {
         table(&self.regions())
     }
 
-    /// A ring set up on `mem`.
-    pub fn ring(&self, mem: Mem, base: u16) -> Vring<Mem> {
-        let mut ring = Vring::new(mem).unwrap();
-        self.set_up(&mut ring, base);
-        ring
-    }
-
-    /// Sets a ring up that is new or reset.
-    pub fn set_up(&self, ring: &mut Vring<Mem>, base: u16) {
+    /// Sets a ring up that is new or reset. It does not start.
+    fn set_up(&self, ring: &mut Vring<Mem>, base: u16) {
         ring.set_num(self.num).unwrap();
         ring.set_features(self.features());
+        ring.set_behind_iotlb(self.behind.is_some());
         ring.set_addrs(self.addrs());
         ring.set_base(base);
-        ring.start(self.endian(), None).unwrap();
     }
+}
+
+/// Any of these; the ring finds all of its parts again before it goes on.
+pub fn shake() -> impl Strategy<Value = Shake> {
+    prop_oneof![
+        8 => Just(Shake::Move),
+        4 => (0..4u8).prop_map(Shake::Forbid),
+        8 => Just(Shake::Forget),
+        1 => Just(Shake::ForgetAll),
+    ]
+}
+
+/// Chooses where in user memory things are.
+struct Places {
+    state: u64,
+    /// In each of these, everything is behind what was placed there before.
+    next: [u64; 2],
+}
+
+impl Places {
+    fn new(seed: u64) -> Self {
+        Self {
+            state: seed,
+            next: [0x2000_0000_0000, 0x3000_0000_0000],
+        }
+    }
+
+    /// A number below `end`, which is not 0.
+    fn random(&mut self, end: u64) -> u64 {
+        // Knuth's MMIX; the upper bits are the good ones.
+        self.state = self
+            .state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.state >> 32) % end
+    }
+
+    /// An even address for `size` bytes, which were nothing else before.
+    fn place(&mut self, size: u64) -> u64 {
+        let gap = [0, 0, 2, 0x1000][self.random(4) as usize];
+        let next = &mut self.next[self.state as usize >> 40 & 1];
+        let at = *next + gap;
+        *next = (at + size).next_multiple_of(2);
+        at
+    }
+}
+
+/// What the owner does to its user memory and to what it told of that.
+#[derive(Clone, Copy, Debug)]
+pub enum Shake {
+    /// Another place, which the device is told of if it knew the old one.
+    Move,
+    /// The device may do no more than this to it.
+    Forbid(u8),
+    /// The device is to forget where it is.
+    Forget,
+    /// The device is to forget everything.
+    ForgetAll,
 }
 
 /// The memory table of `regions`, whose sizes fit 64 bits.
@@ -206,6 +306,10 @@ pub struct Pair {
     pub ring: Vring<Mem>,
     pub model: Model,
     pub table: MemTable,
+    /// What the ring knows of `regions`, if it is behind an IOTLB. They have its parts then too.
+    pub iotlb: Option<Iotlb>,
+    places: Places,
+    log: bool,
     pub out: Segments,
     pub dirty: DirtyList,
     /// Chains in the order they were completed, with the bytes written.
@@ -216,9 +320,19 @@ pub struct Pair {
 
 impl Pair {
     pub fn new(layout: Layout) -> Self {
-        let mem = layout.memory();
-        let mut model = Model {
-            mem: layout.memory(),
+        let mut regions = layout.regions();
+        let mut places = Places::new(layout.behind.unwrap_or_default());
+        let model_mem = layout.memory(&regions);
+        layout.add_parts(&model_mem);
+        if layout.behind.is_some() {
+            regions.extend(layout.ring_regions(&mut places));
+        }
+        let mem = layout.memory(&regions);
+        if layout.behind.is_none() {
+            layout.add_parts(&mem);
+        }
+        let model = Model {
+            mem: model_mem,
             num: layout.num,
             desc: layout.desc(),
             avail: layout.avail(),
@@ -237,25 +351,213 @@ impl Pair {
             done: Vec::new(),
             logged: false,
         };
-        model.start().unwrap();
-        Self {
-            regions: layout.regions(),
-            ring: layout.ring(mem.clone(), layout.avail_base),
+        let mut pair = Self {
+            ring: Vring::new(mem.clone()).unwrap(),
             model,
-            table: layout.table(),
+            table: table(&regions),
+            iotlb: layout.behind.map(|_| Iotlb::new(1024)),
+            places,
+            log: false,
+            regions,
             out: Segments::new().unwrap(),
             dirty: DirtyList::new().unwrap(),
             completed: VecDeque::new(),
             most_reads: (0, 0),
             mem,
             layout,
+        };
+        if pair.iotlb.is_some() {
+            for i in 0..pair.regions.len() {
+                // Most is known, and most of that may be both read and written.
+                let perm = match pair.places.random(8) {
+                    0 | 1 => None,
+                    2 => Some(1),
+                    3 => Some(2),
+                    _ => Some(3),
+                };
+                pair.regions[i].perm = None;
+                pair.tell(i, perm);
+            }
+        }
+        pair.put_u16(pair.layout.avail() + 2, pair.layout.avail_base);
+        pair.put_u16(pair.layout.used() + 2, pair.layout.used_base);
+        pair.layout.set_up(&mut pair.ring, pair.layout.avail_base);
+        pair.start().unwrap();
+        pair
+    }
+
+    /// Tells the IOTLB of a region from now on, or to forget it.
+    fn tell(&mut self, index: usize, perm: Option<u8>) {
+        let (Some(iotlb), Some(region)) = (&mut self.iotlb, self.regions.get_mut(index)) else {
+            return;
+        };
+        let (addr, size) = (Iova::new(region.guest), region.size as u64);
+        if region.perm.is_some() {
+            iotlb.invalidate(addr, size).unwrap();
+        }
+        if let Some(perm) = perm {
+            let user = UserAddr::new(region.user);
+            iotlb.update(addr, size, user, perm).unwrap();
+        }
+        region.perm = perm;
+    }
+
+    /// Tells the IOTLB all.
+    pub fn tell_all(&mut self) {
+        for index in 0..self.regions.len() {
+            self.tell(index, Some(3));
         }
     }
 
-    /// The driver's or the VMM's write.
+    /// Answers what the ring was in trouble with. Returns false if there is no answer to that.
+    fn answer(&mut self, trouble: Trouble) -> bool {
+        let Some((addr, write)) = trouble.at.filter(|_| self.iotlb.is_some()) else {
+            return false;
+        };
+        let has = |region: &ModelRegion| region.byte(u128::from(addr)).is_some();
+        let Some(index) = self.regions.iter().position(has) else {
+            return false;
+        };
+        let wanted = 1 << u8::from(write);
+        match self.regions[index].perm {
+            Some(perm) if perm & wanted != 0 => false,
+            Some(perm) => {
+                self.tell(index, Some(perm | wanted));
+                true
+            }
+            None => {
+                let perm = if self.places.random(2) == 0 {
+                    wanted
+                } else {
+                    3
+                };
+                self.tell(index, Some(perm));
+                true
+            }
+        }
+    }
+
+    /// The owner does something to one of its regions.
+    pub fn shake(&mut self, shake: Shake, which: u16) -> Step {
+        if self.iotlb.is_none() {
+            return Ok(());
+        }
+        let index = usize::from(which) % self.regions.len();
+        let region = self.regions[index];
+        match shake {
+            Shake::Forget => self.tell(index, None),
+            Shake::Forbid(perm) => self.tell(index, Some(perm)),
+            Shake::ForgetAll => {
+                let iotlb = self.iotlb.as_mut().unwrap();
+                iotlb.invalidate(Iova::new(0), u64::MAX).unwrap();
+                for region in &mut self.regions {
+                    region.perm = None;
+                }
+            }
+            Shake::Move => {
+                let user = self.places.place(region.size as u64);
+                let access = self.layout.access(region.guest);
+                let ring = self.layout.is_ring(region.guest);
+                for mem in [Some(&self.mem), (!ring).then_some(&self.model.mem)] {
+                    let Some(mem) = mem else { continue };
+                    let bytes = mem.remove(region.user);
+                    mem.add(user, region.size as u64, access);
+                    if access != Access::Unmapped {
+                        mem.put(user, &bytes);
+                    }
+                }
+                self.regions[index].user = user;
+                self.tell(index, region.perm);
+                // The guest's memory is there too.
+                self.set_log(self.log)?;
+            }
+        }
+        self.check()
+    }
+
+    /// Lets a ring behind an IOTLB find itself, as a device does before it looks at it, and tells it what it
+    /// misses.
+    pub fn find(&mut self) -> Step {
+        while let Some(iotlb) = &self.iotlb {
+            self.mem.events();
+            let got = self.ring.find(iotlb);
+            let want = (self.layout.parts().iter()).try_for_each(|&(start, size, write)| {
+                translate(&self.regions, start, size as u32, write, MAX_PIECES).map(|_| ())
+            });
+            same(got, want)?;
+            prop_assert_eq!(self.mem.events(), vec![]);
+            self.check()?;
+            match want {
+                Ok(()) => break,
+                Err(trouble) => prop_assert!(self.answer(trouble)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the ring, and tells it what it misses.
+    fn start(&mut self) -> Step {
+        loop {
+            let got = self.ring.start(self.layout.endian(), self.iotlb.as_ref());
+            let missing = [false, true].iter().find_map(|&write| {
+                // Its flags and its index.
+                let used = translate(&self.regions, self.layout.used(), 4, write, MAX_PIECES);
+                used.err().filter(|_| self.iotlb.is_some())
+            });
+            match missing {
+                Some(trouble) => {
+                    same(got, Err(trouble))?;
+                    prop_assert!(self.answer(trouble));
+                }
+                None => {
+                    same(got, self.model.start().map_err(Trouble::from))?;
+                    return self.check();
+                }
+            }
+        }
+    }
+
+    /// The user memory that the ring has `len` bytes from `addr` in, whatever it knows.
+    fn pieces(&self, addr: u64, len: u64) -> Vec<Piece> {
+        let end = u128::from(addr) + u128::from(len);
+        let mut at = u128::from(addr);
+        let mut pieces = Vec::new();
+        while at < end {
+            let region = self.regions.iter().find(|region| region.byte(at).is_some());
+            // The ring's parts, without an IOTLB.
+            let Some(region) = region else {
+                return vec![(addr, len)];
+            };
+            let next = end.min(u128::from(region.guest) + region.size);
+            pieces.push((region.byte(at).unwrap(), (next - at) as u64));
+            at = next;
+        }
+        pieces
+    }
+
+    /// The user address that the ring has the byte at `addr` at.
+    pub fn place_of(&self, addr: u64) -> u64 {
+        self.pieces(addr, 1)[0].0
+    }
+
+    /// What the ring has at `addr`; [`None`] where it is not mapped.
+    pub fn get(&self, addr: u64, len: u64) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        for (user, len) in self.pieces(addr, len) {
+            bytes.extend_from_slice(&self.mem.get(user, len)?);
+        }
+        Some(bytes)
+    }
+
+    /// The driver's or the VMM's write to a part of the ring.
     pub fn put(&mut self, addr: u64, bytes: &[u8]) {
-        self.mem.put(addr, bytes);
         self.model.mem.put(addr, bytes);
+        let mut bytes = bytes;
+        for (user, len) in self.pieces(addr, bytes.len() as u64) {
+            let (now, later) = bytes.split_at(len as usize);
+            self.mem.put(user, now);
+            bytes = later;
+        }
     }
 
     pub fn put_u16(&mut self, addr: u64, value: u16) {
@@ -264,11 +566,11 @@ impl Pair {
 
     /// The driver's write to guest memory, over the regions it falls into.
     pub fn put_guest(&mut self, guest: u64, bytes: &[u8]) {
-        let pieces = translate(&self.regions, guest, bytes.len() as u32, usize::MAX).unwrap();
         let mut bytes = bytes;
-        for (user, len) in pieces {
+        for (user, len) in self.pieces(guest, bytes.len() as u64) {
             let (now, later) = bytes.split_at(len as usize);
-            self.put(user, now);
+            self.mem.put(user, now);
+            self.model.mem.put(user, now);
             bytes = later;
         }
     }
@@ -285,19 +587,43 @@ impl Pair {
     }
 
     /// Takes up to `written.len()` chains, and completes them or gives them back. Returns what was
-    /// found, and the error if there was one.
+    /// found, and the error if there was one that the owner could do nothing about.
     pub fn take(&mut self, written: &[u32], complete: bool) -> Step<(Vec<Found>, Option<Error>)> {
+        let mut all = Vec::new();
+        loop {
+            let (found, trouble) = self.take_once(&written[all.len()..], complete)?;
+            let again = trouble.is_some_and(|trouble| self.answer(trouble));
+            if complete || !again {
+                all.extend(found);
+            }
+            if !again {
+                return Ok((all, trouble.map(|trouble| trouble.error)));
+            }
+        }
+    }
+
+    fn take_once(
+        &mut self,
+        written: &[u32],
+        complete: bool,
+    ) -> Step<(Vec<Found>, Option<Trouble>)> {
+        self.find()?;
         self.out.clear();
         self.dirty.clear();
         let mut found = Vec::new();
-        let mut error = None;
+        let mut trouble = None;
+        let idx = self.place_of(self.layout.avail() + 2);
+        let maps = match &self.iotlb {
+            Some(iotlb) => iotlb.maps(),
+            None => self.table.maps(),
+        };
         let mut take = self.ring.take();
         self.mem.reads();
         self.mem.events();
 
         for &len in written {
             let had = (self.out.len(), self.dirty.as_slice().len());
-            let got = take.next_chain(self.table.maps(), &mut self.out, Some(&mut self.dirty));
+            let got = take.next_chain(maps, &mut self.out, Some(&mut self.dirty));
             let (reads, bytes) = self.mem.reads();
             self.most_reads.0 = self.most_reads.0.max(reads);
             self.most_reads.1 = self.most_reads.1.max(bytes);
@@ -308,14 +634,9 @@ impl Pair {
                     prop_assert_eq!(flatten(got, &self.out, &self.dirty, had), want.clone());
                     want
                 }
-                (
-                    Err(Fault {
-                        error: got, why, ..
-                    }),
-                    Err(want),
-                ) => {
-                    prop_assert_eq!(got, want, "{}", why);
-                    error = Some(got);
+                (Err(got), Err(want)) => {
+                    same(Err(got), Err(want))?;
+                    trouble = Some(want);
                     break;
                 }
                 (got, want) => {
@@ -333,7 +654,6 @@ impl Pair {
 
         prop_assert_eq!(usize::from(take.chains()), found.len());
         // What is read behind a look at the index, is read after a read barrier.
-        let idx = self.layout.avail() + 2;
         let mut fresh = false;
         for event in self.mem.events() {
             match event {
@@ -353,10 +673,11 @@ impl Pair {
             self.model.give_back(found.len());
         }
         self.check()?;
-        Ok((found.into_iter().map(|(found, _)| found).collect(), error))
+        Ok((found.into_iter().map(|(found, _)| found).collect(), trouble))
     }
 
     pub fn publish(&mut self) -> Step {
+        self.find()?;
         self.mem.events();
         let got = self.ring.publish();
         prop_assert_eq!(got.map_err(|fault| fault.error), self.model.publish());
@@ -366,7 +687,7 @@ impl Pair {
 
     /// All entries, then a write barrier, then the index; a barrier before each mark in the log.
     fn check_publish_order(&mut self) -> Step {
-        let idx = self.layout.used() + 2;
+        let idx = self.place_of(self.layout.used() + 2);
         let mut ordered = false;
         for event in self.mem.events() {
             match event {
@@ -384,6 +705,7 @@ impl Pair {
     }
 
     pub fn wants_call(&mut self) -> Step {
+        self.find()?;
         self.mem.events();
         let got = self.ring.wants_call();
         prop_assert_eq!(
@@ -396,12 +718,14 @@ impl Pair {
     }
 
     pub fn disable_kicks(&mut self) -> Step {
+        self.find()?;
         let got = self.ring.disable_kicks();
         prop_assert_eq!(got.map_err(|f| f.error), self.model.disable_kicks());
         self.check()
     }
 
     pub fn enable_kicks(&mut self) -> Step {
+        self.find()?;
         self.mem.events();
         let got = self.ring.enable_kicks();
         prop_assert_eq!(
@@ -425,25 +749,84 @@ impl Pair {
     }
 
     pub fn is_empty(&mut self) -> Step {
+        self.find()?;
         prop_assert_eq!(self.ring.is_empty(), self.model.is_empty(), "empty");
         self.check()
     }
 
     pub fn set_log(&mut self, on: bool) -> Step {
-        let (base, guest) = (self.layout.log(), u64::from(self.layout.log_addr));
-        self.model.log = on.then_some((base, guest));
+        self.log = on;
+        let base = self.layout.log();
+        let mut addr = GuestAddr::new(u64::from(self.layout.log_addr));
+        let mut ranges = vec![Logged {
+            offset: 0,
+            size: self.layout.used_size(),
+            guest: addr.get(),
+        }];
+        let mut table = None;
+        if self.iotlb.is_some() {
+            addr = GuestAddr::new(LOGGED + 0x80_0000);
+            let memory;
+            (ranges, memory) = self.guest_memory();
+            table = Some(Arc::new(memory));
+        }
+        self.model.log = on.then_some((base, ranges));
         self.ring.set_used_log(on.then_some(UsedLog {
             log: DirtyLog::new(UserAddr::new(base)),
-            addr: GuestAddr::new(guest),
-            mem: None,
+            addr,
+            mem: table,
         }));
         self.check()
+    }
+
+    /// Guest memory that the used ring is in: each piece of it in two regions, or also in a third.
+    fn guest_memory(&mut self) -> (Vec<Logged>, MemTable) {
+        let used = self.layout.used()..self.layout.used() + self.layout.used_size();
+        let pieces: Vec<_> = self
+            .regions
+            .iter()
+            .filter(|r| used.contains(&r.guest))
+            .collect();
+        let mut regions = Vec::new();
+        for piece in &pieces {
+            let size = piece.size as u64;
+            let cut = self.places.random(size);
+            let third = if self.places.random(2) == 0 { size } else { 0 };
+            for (skip, size) in [(0, cut), (cut, size - cut), (0, third)] {
+                if size > 0 {
+                    // It has some of what is around the piece too.
+                    let (before, behind) = (self.places.random(3), self.places.random(3));
+                    regions.push(Region {
+                        guest: GuestAddr::new(self.places.random(LOGGED)),
+                        size: before + size + behind,
+                        user: UserAddr::new(piece.user + skip - before),
+                    });
+                }
+            }
+        }
+        let mut ranges = Vec::new();
+        for piece in &pieces {
+            for region in &regions {
+                let user = region.user.get();
+                let first = piece.user.max(user);
+                let end = (piece.user + piece.size as u64).min(user + region.size);
+                if first < end {
+                    ranges.push(Logged {
+                        offset: piece.guest - used.start + (first - piece.user),
+                        size: end - first,
+                        guest: region.guest.get() + (first - user),
+                    });
+                }
+            }
+        }
+        (ranges, MemTable::new(regions.into_iter()).unwrap())
     }
 
     pub fn logged(&mut self) -> Step {
         prop_assert_eq!(self.ring.logged(), self.model.logged, "logged");
         self.model.logged = false;
         prop_assert!(!self.ring.logged());
+        prop_assert!(!self.ring.log_failed());
         Ok(())
     }
 
@@ -451,39 +834,49 @@ impl Pair {
     pub fn resume(&mut self, another: bool) -> Step {
         if self.layout.in_order {
             // Where it stood in the descriptor table, nobody can say but the ring itself.
-            let started = self.ring.start(self.layout.endian(), None);
-            prop_assert_eq!(started.map_err(|fault| fault.error), self.model.start());
-            return self.check();
+            return self.start();
         }
         let base = self.ring.base();
-        self.ring.set_used_log(None);
-        self.model.log = None;
+        self.set_log(false)?;
         if another {
-            self.ring = self.layout.ring(self.mem.clone(), base);
+            self.ring = Vring::new(self.mem.clone()).unwrap();
         } else {
             self.ring.reset();
-            self.layout.set_up(&mut self.ring, base);
         }
+        self.layout.set_up(&mut self.ring, base);
         self.model.seen_avail = base;
         self.model.quiet = false;
-        prop_assert_eq!(self.model.start(), Ok(()));
         self.model.logged = false;
-        self.check()
+        self.start()
     }
 
     /// What must hold at all times.
     pub fn check(&mut self) -> Step {
         prop_assert_eq!(self.mem.violations(), vec![]);
-        let same = |addr, len| self.mem.get(addr, len) == self.model.mem.get(addr, len);
-        prop_assert!(
-            same(self.layout.used(), self.layout.used_size()),
-            "the used rings differ"
-        );
-        prop_assert!(same(LOG, LOG_SIZE), "the logs differ");
+        let (used, size) = (self.layout.used(), self.layout.used_size());
+        let same = self.get(used, size) == self.model.mem.get(used, size);
+        prop_assert!(same, "the used rings differ");
+        let same = self.mem.get(LOG, LOG_SIZE) == self.model.mem.get(LOG, LOG_SIZE);
+        prop_assert!(same, "the logs differ");
         prop_assert_eq!(self.ring.base(), self.model.last_avail);
         prop_assert_eq!(self.ring.unpublished(), self.model.done.len());
         Ok(())
     }
+}
+
+/// Whether the ring says what the model says.
+fn same(got: std::result::Result<(), Fault>, want: std::result::Result<(), Trouble>) -> Step {
+    match (got, want) {
+        (Ok(()), Ok(())) => {}
+        (Err(got), Err(want)) => {
+            prop_assert_eq!(got.error, want.error, "{}", got.why);
+            let write = |access| access == crate::memtable::Access::Write;
+            let miss = got.miss.map(|miss| (miss.addr.get(), write(miss.access)));
+            prop_assert_eq!(miss, want.miss(), "{}", got.why);
+        }
+        (got, want) => prop_assert!(false, "got {:?}, not {:?}", got, want),
+    }
+    Ok(())
 }
 
 /// A chain, its segments and its dirty ranges, as the model has them.
@@ -679,7 +1072,7 @@ impl Driver {
             let made = &self.made[&found.head];
             let mut pieces = [Vec::new(), Vec::new()];
             for &(addr, len, write) in &made.buffers {
-                let these = translate(&pair.regions, addr, len, MAX_PIECES).unwrap();
+                let these = translate(&pair.regions, addr, len, write, MAX_PIECES).unwrap();
                 pieces[usize::from(write)].extend(these);
             }
             prop_assert_eq!(
@@ -696,12 +1089,15 @@ impl Driver {
 
     /// Takes back what the device published.
     pub fn reap(&mut self, pair: &mut Pair) -> Step {
-        let (used, endian) = (pair.layout.used(), pair.layout.endian());
-        let idx = pair.mem.get_u16(used + 2, endian);
+        let used = pair.layout.used();
+        let number = |pair: &Pair, at, len| {
+            number_of(&pair.get(used + at, len).unwrap(), pair.layout.endian())
+        };
+        let idx = number(pair, 2, 2) as u16;
         while self.last_used != idx {
             let slot = u64::from(self.last_used) % u64::from(pair.layout.num);
-            let id = pair.mem.get_u32(used + 4 + 8 * slot, endian);
-            let len = pair.mem.get_u32(used + 8 + 8 * slot, endian);
+            let id = number(pair, 4 + 8 * slot, 4) as u32;
+            let len = number(pair, 8 + 8 * slot, 4) as u32;
             // An entry stands for the chains before its own, if it stands for more than one.
             while pair.layout.in_order {
                 match pair.completed.front() {

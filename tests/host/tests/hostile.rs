@@ -7,7 +7,10 @@ use proptest::{collection::vec, prelude::*};
 use std::{cell::Cell, collections::HashSet, rc::Rc};
 use vhost_net_host_tests::{
     config,
-    pair::{Layout, Pair, Step, F_INDIRECT, F_NEXT, F_WRITE, HIGH, HOLE, HUGE, HUGE_SIZE, SPAN},
+    pair::{
+        shake, Layout, Pair, Shake, Step, F_INDIRECT, F_NEXT, F_WRITE, HIGH, HOLE, HUGE, HUGE_SIZE,
+        SPAN,
+    },
 };
 
 #[derive(Clone, Debug)]
@@ -95,7 +98,12 @@ fn guest() -> impl Strategy<Value = Guest> {
         .prop_flat_map(|(shift, wild)| {
             let num = 1u16 << shift;
             (
-                (any::<[bool; 4]>(), any::<u8>(), any::<[u16; 2]>()),
+                (
+                    any::<[bool; 4]>(),
+                    any::<Option<u64>>(),
+                    any::<u8>(),
+                    any::<[u16; 2]>(),
+                ),
                 vec(0..0x4000u16, 0..10),
                 0..0x2000u32,
                 vec(desc(num, wild, false), usize::from(num)),
@@ -108,7 +116,7 @@ fn guest() -> impl Strategy<Value = Guest> {
             )
         })
         .prop_map(
-            |((flags, skew, bases), cuts, log_addr, descs, tables, entries, num)| Guest {
+            |((flags, behind, skew, bases), cuts, log_addr, descs, tables, entries, num)| Guest {
                 layout: Layout {
                     num: u32::from(num),
                     big_endian: flags[0],
@@ -116,6 +124,7 @@ fn guest() -> impl Strategy<Value = Guest> {
                     notify_on_empty: flags[2],
                     in_order: flags[3],
                     cuts,
+                    behind,
                     skew,
                     log_addr,
                     avail_base: bases[0],
@@ -147,6 +156,7 @@ enum Op {
     /// Another descriptor.
     Redo(u16, Desc),
     Log(bool),
+    Shake(Shake, u16),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -163,6 +173,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (any::<u16>(), any::<u16>()).prop_map(|(at, value)| Op::Scribble(at, value)),
         4 => (any::<u16>(), desc(64, 10, false)).prop_map(|(i, desc)| Op::Redo(i, desc)),
         1 => any::<bool>().prop_map(Op::Log),
+        4 => (shake(), any::<u16>()).prop_map(|(shake, which)| Op::Shake(shake, which)),
     ]
 }
 
@@ -231,6 +242,7 @@ fn run(pair: &mut Pair, op: &Op) -> Step<Option<Error>> {
             pair.put(pair.layout.desc() + 16 * i, &raw);
         }
         Op::Log(on) => pair.set_log(*on)?,
+        Op::Shake(shake, which) => pair.shake(*shake, *which)?,
     }
     Ok(None)
 }
@@ -254,9 +266,14 @@ proptest! {
     /// Every read of the ring or a table gets other bytes than the one before.
     #[test]
     fn memory_that_changes(guest in guest(), ops in vec(op(), 1..40), seed in any::<u64>()) {
-        let Pair { layout, mem, mut ring, regions, table, mut out, mut dirty, .. } = fill(&guest);
+        let mut pair = fill(&guest);
+        pair.tell_all();
+        pair.find()?;
+        let idx_place = pair.place_of(pair.layout.avail() + 2);
+        let Pair { layout, mem, mut ring, regions, table, iotlb, mut out, mut dirty, .. } = pair;
+        let maps = iotlb.as_ref().map_or(table.maps(), |iotlb| iotlb.maps());
         let state = Rc::new(Cell::new(seed | 1));
-        let (avail, num) = (layout.avail(), layout.num as u16);
+        let num = layout.num as u16;
         let base = Rc::new(Cell::new(ring.base()));
         let (now, endian) = (base.clone(), layout.endian());
         mem.meddle(Box::new(move |addr, buf| {
@@ -270,7 +287,7 @@ proptest! {
                     *byte ^= (x >> 32) as u8 & (x >> 40) as u8;
                 }
             }
-            if addr == avail + 2 && x % 16 != 0 {
+            if addr == idx_place && x % 16 != 0 {
                 // Mostly an index that is possible.
                 let idx = now.get().wrapping_add((x >> 20) as u16 % (num + 1));
                 buf.copy_from_slice(&vhost_net_host_tests::mem::bytes_of_u16(idx, endian));
@@ -291,7 +308,7 @@ proptest! {
                     let mut good = 0;
                     for len in written {
                         let had = out.len();
-                        let Ok(Some(chain)) = take.next_chain(table.maps(), &mut out, Some(&mut dirty)) else {
+                        let Ok(Some(chain)) = take.next_chain(maps, &mut out, Some(&mut dirty)) else {
                             break;
                         };
                         good += 1;
@@ -354,6 +371,7 @@ fn plain(num: u32) -> Layout {
         event_idx: false,
         notify_on_empty: false,
         in_order: false,
+        behind: None,
         cuts: vec![0x10, 0x1008, 0x1009],
         skew: 1,
         log_addr: 0,
@@ -673,6 +691,7 @@ fn pieces_of_one_buffer_count() {
     // A buffer of one piece, then of three each: 1 + 341 * 3 = 1024.
     for (count, want) in [(342u64, None), (343, Some(ENOBUFS))] {
         let mut pair = Pair::new(Layout {
+            behind: None,
             cuts: vec![0x1002, 0x1005],
             ..plain(4)
         });

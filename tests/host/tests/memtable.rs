@@ -39,20 +39,12 @@ fn understand(regions: &[(u64, u64, u64)]) -> Option<Vec<ModelRegion>> {
             // Size 0 at 0 is how 2^64 bytes are written; the C driver makes two regions of it.
             let half = 1u64 << 63;
             for (guest, user) in [(0, user), (half, user.wrapping_add(half))] {
-                list.push(ModelRegion {
-                    guest,
-                    size: u128::from(half),
-                    user,
-                });
+                list.push(ModelRegion::new(guest, u128::from(half), user));
             }
         } else if size == 0 || last > SPACE {
             return None;
         } else {
-            list.push(ModelRegion {
-                guest,
-                size: u128::from(size),
-                user,
-            });
+            list.push(ModelRegion::new(guest, u128::from(size), user));
         }
     }
     Some(list)

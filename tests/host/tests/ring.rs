@@ -7,7 +7,7 @@ use proptest::{collection::vec, prelude::*};
 use vhost_net_host_tests::{
     config,
     mem::{Access, Event, Mem, USER_END},
-    pair::{Driver, Layout, Pair, Shape, Step, F_INDIRECT, F_NEXT, SPAN},
+    pair::{shake, Driver, Layout, Pair, Shake, Shape, Step, F_INDIRECT, F_NEXT, SPAN},
     usermem::UserAddr,
     vring::{Endian, RingAddrs, Vring, MAX_NUM},
 };
@@ -33,6 +33,7 @@ enum Op {
     Log(bool),
     Logged,
     Resume(bool),
+    Shake(Shake, u16),
 }
 
 fn shape() -> impl Strategy<Value = Shape> {
@@ -71,30 +72,34 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<bool>().prop_map(Op::Log),
         1 => Just(Op::Logged),
         1 => any::<bool>().prop_map(Op::Resume),
+        6 => (shake(), any::<u16>()).prop_map(|(shake, which)| Op::Shake(shake, which)),
     ]
 }
 
 fn layout() -> impl Strategy<Value = Layout> {
     (
         prop_oneof![20 => 0..9u32, 1 => 9..16u32],
-        any::<[bool; 4]>(),
+        (any::<[bool; 4]>(), any::<Option<u64>>()),
         vec(0..0x4000u16, 0..12),
         any::<u8>(),
         prop_oneof![0..0x700_0000u32, 0xff0..0x1010u32],
         any::<[u16; 2]>(),
     )
-        .prop_map(|(shift, flags, cuts, skew, log_addr, bases)| Layout {
-            num: 1 << shift,
-            big_endian: flags[0],
-            event_idx: flags[1],
-            notify_on_empty: flags[2],
-            in_order: flags[3],
-            cuts,
-            skew,
-            log_addr,
-            avail_base: bases[0],
-            used_base: bases[1],
-        })
+        .prop_map(
+            |(shift, (flags, behind), cuts, skew, log_addr, bases)| Layout {
+                num: 1 << shift,
+                big_endian: flags[0],
+                event_idx: flags[1],
+                notify_on_empty: flags[2],
+                in_order: flags[3],
+                cuts,
+                behind,
+                skew,
+                log_addr,
+                avail_base: bases[0],
+                used_base: bases[1],
+            },
+        )
 }
 
 fn run(pair: &mut Pair, driver: &mut Driver, op: &Op) -> Step {
@@ -146,6 +151,7 @@ fn run(pair: &mut Pair, driver: &mut Driver, op: &Op) -> Step {
             pair.publish()?;
             pair.resume(*another)?;
         }
+        Op::Shake(shake, which) => pair.shake(*shake, *which)?,
     }
     Ok(())
 }
@@ -253,6 +259,7 @@ fn small(num: u32) -> Layout {
         event_idx: true,
         notify_on_empty: false,
         in_order: false,
+        behind: None,
         cuts: vec![],
         skew: 0,
         log_addr: 0x1000,
@@ -489,11 +496,8 @@ fn add_region(pair: &mut Pair, user: u64, guest: u64, size: u64) {
     for mem in [&pair.mem, &pair.model.mem] {
         mem.add(user, size, Access::Read);
     }
-    pair.regions.push(vhost_net_host_tests::model::ModelRegion {
-        guest,
-        size: u128::from(size),
-        user,
-    });
+    let region = vhost_net_host_tests::model::ModelRegion::new(guest, u128::from(size), user);
+    pair.regions.push(region);
     pair.table = vhost_net_host_tests::pair::table(&pair.regions);
 }
 
