@@ -461,7 +461,7 @@ impl Look<'_> {
         }
 
         let mut interrupted = false;
-        while !has_work(queue) && !(both && has_work(&mut other)) {
+        while !(has_work(queue) || both && has_work(&mut other)) {
             interrupted =
                 self.device.is_waited_for() || queue.worker().is_some_and(|w| w.has_work());
             if interrupted

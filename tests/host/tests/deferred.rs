@@ -39,6 +39,7 @@ impl Fixture {
             event_idx: false,
             notify_on_empty: false,
             in_order: false,
+            behind: None,
             cuts: vec![],
             skew: 0,
             log_addr: 0,
