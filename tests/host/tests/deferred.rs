@@ -287,6 +287,7 @@ fn forgotten() {
         ("all of it", |f| {
             f.ring.reset();
             f.layout.set_up(&mut f.ring, f.avail);
+            f.ring.start(f.layout.endian(), None).unwrap();
         }),
     ];
     for (what, change) in changes {
