@@ -33,6 +33,7 @@ pub mod usermem;
 #[path = "../../../vring.rs"]
 pub mod vring;
 
+pub mod cases;
 pub mod mem;
 pub mod model;
 pub mod pair;

@@ -5,6 +5,7 @@
 use kernel::prelude::*;
 use proptest::{collection::vec, prelude::*};
 use vhost_net_host_tests::{
+    cases::log::{case, check},
     config,
     log::{Dirty, DirtyList, DirtyLog, PAGE_SIZE},
     mem::{Access, Mem, USER_END},
@@ -14,7 +15,6 @@ use vhost_net_host_tests::{
 };
 
 const AREA: u64 = 0x7000_0000;
-const AREA_SIZE: u64 = 256;
 
 /// The C driver's `log_access_ok()`, said anew: whether the log of `len` bytes from `addr` is in
 /// user space, the byte of the first page and so many more as whole 32 KiB fit.
@@ -32,27 +32,8 @@ proptest! {
     #![proptest_config(config(6000))]
 
     #[test]
-    fn sets_the_bit_of_each_page(
-        skew in 0..32u64,
-        noise in vec(any::<u8>(), AREA_SIZE as usize),
-        ranges in vec((0..1500u64, 0..4096u64, prop_oneof![0..3u64, 0..0x30_0000u64]), 1..6),
-    ) {
-        let (mem, want) = (Mem::new(), Mem::new());
-        for mem in [&mem, &want] {
-            mem.add(AREA, AREA_SIZE, Access::ReadWrite);
-            mem.put(AREA, &noise);
-        }
-        let base = AREA + skew;
-        for (page, offset, len) in ranges {
-            // The log ends 16 bytes before the area.
-            let pages = (AREA_SIZE - 32 - 16) * 8;
-            let addr = (page % pages) * PAGE_SIZE + offset;
-            let len = len.min(pages * PAGE_SIZE - addr);
-            prop_assert_eq!(log(base).mark(&mem, GuestAddr::new(addr), len), Ok(()));
-            model::mark(&want, base, addr, len);
-            prop_assert_eq!(mem.get(AREA, AREA_SIZE), want.get(AREA, AREA_SIZE));
-        }
-        prop_assert_eq!(mem.violations(), vec![]);
+    fn sets_the_bit_of_each_page(case in case()) {
+        check(&case)?;
     }
 
     #[test]
