@@ -271,10 +271,14 @@ impl Maps {
     fn remove(&mut self, first: u64, last: u64) {
         let begin = self.list.partition_point(|map| map.reach < first);
         let end = self.list.partition_point(|map| map.first <= last);
-        for index in (begin..end).rev() {
-            if self.list.get(index).is_some_and(|map| map.last >= first) {
+        let found = |index: &usize| self.list.get(*index).is_some_and(|map| map.last >= first);
+        let mut indices = (begin..end).filter(found);
+        match (indices.next(), indices.next()) {
+            (None, _) => return,
+            (Some(index), None) => {
                 let _ = self.list.remove(index);
             }
+            _ => self.list.retain(|map| map.last < first || map.first > last),
         }
         // INVARIANT: The maps that are left keep their order.
         self.link(begin, end.saturating_sub(begin));

@@ -40,6 +40,7 @@ use crate::{
         },
         sched::cond_resched,
         uaccess::CurrentMm,
+        ubuf::UserBufs,
         vhost_task::{
             VhostTask,
             Work, //
@@ -116,6 +117,11 @@ pub trait Driver: Sized + Send + Sync + 'static {
 
     /// Moves what can be moved through queue `index`. Called by the worker.
     fn run(device: &Device<Self>, index: usize, cause: Cause);
+
+    /// Waits until nothing that was begun before uses guest memory any more.
+    ///
+    /// The caller has the device's state locked, and no queue.
+    fn flush(device: &Device<Self>);
 }
 
 /// What a [`Driver`] keeps for a queue.
@@ -123,8 +129,12 @@ pub trait QueueState: Send + Unpin {
     /// The kind of backend that the queue has, if it has one: then it is running.
     fn backend(&self) -> Option<&'static str>;
 
-    /// Lets go of the backend, and of all that depends on the owner.
-    fn reset(&mut self);
+    /// What a [reset](Self::reset) leaves to be dropped.
+    type Remains;
+
+    /// Lets go of the backend, and of all that depends on the owner. What that has to wait for is
+    /// returned, to be dropped when the queue is not locked.
+    fn reset(&mut self) -> Self::Remains;
 }
 
 /// Why a queue runs.
@@ -132,6 +142,8 @@ pub trait QueueState: Send + Unpin {
 pub struct Cause {
     /// Its driver kicked it.
     pub kicked: bool,
+    /// Something waits until it has run.
+    pub hurried: bool,
 }
 
 /// Pieces of work, a bit each, and above them the number of flushes that wait for it.
@@ -155,6 +167,11 @@ impl Word {
 
     fn has(self, bit: u32) -> bool {
         self.0 & bit != 0
+    }
+
+    /// Whether a queue behind this one has something to do.
+    fn has_after(self, index: usize) -> bool {
+        (index + 1..QUEUES).any(|index| self.has(Self::kick(index) | Self::ready(index)))
     }
 
     fn flushes(self) -> u32 {
@@ -229,7 +246,8 @@ impl<D: Driver> Work for Runner<D> {
             let kicked = word.has(Word::kick(index));
             if kicked || word.has(Word::ready(index)) {
                 self.device.let_watchers_in();
-                D::run(&self.device, index, Cause { kicked });
+                let hurried = word.flushes() > 0 || word.has_after(index);
+                D::run(&self.device, index, Cause { kicked, hurried });
                 cond_resched();
             }
         }
@@ -290,6 +308,11 @@ impl<D: Driver> Worker<D> {
         Ok(Arc::new(Self { set, thread }, GFP_KERNEL)?)
     }
 
+    /// Whether there is something to do that was not begun.
+    pub fn has_work(&self) -> bool {
+        self.set.word.load(Relaxed) != 0
+    }
+
     /// Waits until all work that was there before is done, or never will be.
     fn flush(&self) {
         let mut flushes = self.set.flushes.lock();
@@ -325,6 +348,14 @@ pub fn backend_poll<D: Driver>(index: usize, mask: u32) -> Result<QueuePoll<D>> 
     KBox::pin_init(PollEntry::new(mask, Word::ready(index)), GFP_KERNEL)
 }
 
+/// Makes the keeper of the packets that queue `index` sends from guest memory. `worker` runs the
+/// queue when some of them are done.
+///
+/// Fails with [`ENOMEM`].
+pub fn user_bufs<D: Driver>(index: usize, worker: Arc<Worker<D>>) -> Result<UserBufs<Worker<D>>> {
+    UserBufs::new(worker, Word::ready(index))
+}
+
 /// What a queue did. Printed in `fdinfo`; it only ever grows.
 #[derive(Default)]
 pub struct Stats {
@@ -350,7 +381,7 @@ pub struct Queue<D: Driver> {
     pub mem: Option<Arc<MemTable>>,
     /// What knows the driver's addresses, if they are not guest physical ones. A turn of the
     /// worker has it locked: who has changed it knows that what was there before is no longer
-    /// used.
+    /// used, but for packets that are on their way without a copy.
     pub iotlb: Option<Arc<Mutex<Iotlb>>>,
     /// What the driver accepted.
     pub features: Features,
@@ -402,9 +433,9 @@ impl<D: Driver> Queue<D> {
         })
     }
 
-    /// Puts the queue into the state of a new device. The worker does not run it any more.
+    /// Puts the queue into the state of a new device, but for what the device keeps, which was
+    /// reset before. The worker does not run it any more.
     fn reset(&mut self) {
-        self.state.reset();
         self.kick_poll.as_mut().stop();
         self.last_fault = None;
         self.ring.reset();
@@ -445,6 +476,13 @@ impl<D: Driver> Queue<D> {
         if let Some(worker) = &self.worker {
             worker.wake(Word::ready(self.index));
         }
+    }
+
+    /// How long the worker looks for work before it waits for it; none if it does not.
+    pub fn busyloop_timeout(&self) -> Option<Delta> {
+        // A unit is the microsecond of the C driver: 1024 ns.
+        let timeout = i64::from(self.busyloop_timeout) << 10;
+        (timeout > 0).then_some(Delta::from_nanos(timeout))
     }
 
     /// The worker that runs this queue, once there is an owner.
@@ -804,6 +842,8 @@ pub struct Device<D: Driver> {
     readers: PollCondVar,
     /// How many want to look at the queues.
     watchers: Atomic<u32>,
+    /// How many of the owner's threads wait for what the worker may have locked.
+    waiters: Atomic<u32>,
 }
 
 impl<D: Driver> Device<D> {
@@ -818,6 +858,7 @@ impl<D: Driver> Device<D> {
                 misses <- new_spinlock!(Misses::new(), "vhost_misses"),
                 readers <- new_poll_condvar!("vhost_readers"),
                 watchers: Atomic::new(0),
+                waiters: Atomic::new(0),
             }),
             GFP_KERNEL,
         )
@@ -828,24 +869,53 @@ impl<D: Driver> Device<D> {
         self.state.lock()
     }
 
-    /// Locks a queue. Fails with [`ENOBUFS`] if there is none of this index.
-    pub fn queue(&self, index: usize) -> Result<MutexGuard<'_, Queue<D>>> {
+    fn find_queue(&self, index: usize) -> Option<&Mutex<Queue<D>>> {
         match index {
-            0 => Ok(self.first.lock()),
-            1 => Ok(self.second.lock()),
-            _ => Err(ENOBUFS),
+            0 => Some(&self.first),
+            1 => Some(&self.second),
+            _ => None,
         }
+    }
+
+    /// Locks what the worker may have locked, for the owner. A worker that has nothing to do lets
+    /// go of it.
+    fn lock_soon<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
+        self.waiters.fetch_add(1, Relaxed);
+        let guard = mutex.lock();
+        self.waiters.fetch_sub(1, Relaxed);
+        guard
+    }
+
+    /// Locks a queue, for the owner. Fails with [`ENOBUFS`] if there is none of this index.
+    pub fn queue(&self, index: usize) -> Result<MutexGuard<'_, Queue<D>>> {
+        Ok(self.lock_soon(self.find_queue(index).ok_or(ENOBUFS)?))
+    }
+
+    /// Locks a queue, for the worker.
+    pub fn queue_to_run(&self, index: usize) -> Option<MutexGuard<'_, Queue<D>>> {
+        Some(self.find_queue(index)?.lock())
+    }
+
+    /// Locks the queue beside the one of this index, for a worker that has that one locked. It may
+    /// be in use.
+    pub fn try_other_queue(&self, index: usize) -> Option<MutexGuard<'_, Queue<D>>> {
+        self.find_queue(1usize.checked_sub(index)?)?.try_lock()
+    }
+
+    /// Whether somebody waits for what the worker has locked.
+    pub fn is_waited_for(&self) -> bool {
+        self.waiters.load(Relaxed) > 0 || self.watchers.load(Relaxed) > 0
     }
 
     /// Calls `f` with each queue locked in turn.
     fn each_queue(&self, mut f: impl FnMut(&mut Queue<D>)) {
-        f(&mut self.first.lock());
-        f(&mut self.second.lock());
+        f(&mut self.lock_soon(&self.first));
+        f(&mut self.lock_soon(&self.second));
     }
 
     /// Whether `f` is true of each queue, locked in turn.
     fn all_queues(&self, mut f: impl FnMut(&Queue<D>) -> bool) -> bool {
-        f(&self.first.lock()) && f(&self.second.lock())
+        f(&self.lock_soon(&self.first)) && f(&self.lock_soon(&self.second))
     }
 
     /// Makes the current process the owner.
@@ -885,11 +955,15 @@ impl<D: Driver> Device<D> {
     /// Stops the queues and the worker, and lets go of the owner and all that it set.
     fn stop(&self, state: &mut State<D>) {
         // Nothing makes the worker run a queue any more, and then it has run the last time.
-        self.each_queue(|queue| {
-            queue.state.reset();
+        let stop = |queue: &mut Queue<D>| {
             queue.kick_poll.as_mut().stop();
-        });
+            queue.state.reset()
+        };
+        let first = stop(&mut self.lock_soon(&self.first));
+        let second = stop(&mut self.lock_soon(&self.second));
         state.flush();
+        // With no queue locked, since it may wait.
+        drop((first, second));
         self.each_queue(Queue::reset);
         *state = State::new();
         self.misses.lock().close();
@@ -949,10 +1023,14 @@ impl<D: Driver> Device<D> {
 
     /// Readies a queue's ring for a backend.
     ///
-    /// Fails with [`EFAULT`] if the ring can't be accessed; then the owner is told why.
+    /// Fails with [`EFAULT`] if the ring can't be accessed. If that is because of the IOTLB the
+    /// owner is told so.
     pub fn start(&self, queue: &mut Queue<D>) -> Result {
         queue.try_start().map_err(|fault| {
-            self.stand_still(queue, fault);
+            if queue.iotlb.is_some() {
+                self.report_miss(queue, fault);
+                queue.fault(fault);
+            }
             EFAULT
         })
     }
@@ -965,14 +1043,24 @@ impl<D: Driver> Device<D> {
     /// The queue can't go on. If that is because of an address that the IOTLB does not know, it
     /// can as soon as the owner has said what is there; if not, something is wrong.
     pub fn stand_still(&self, queue: &mut Queue<D>, fault: Fault) {
-        let Some(miss) = fault.miss.filter(|_| queue.iotlb.is_some()) else {
+        // The driver may mend it.
+        queue.ring.forget_heads();
+        if !self.report_miss(queue, fault) {
             queue.fault(fault);
-            return;
+        }
+    }
+
+    /// Tells the owner of the address that the IOTLB does not know. Returns false if there is
+    /// none.
+    fn report_miss(&self, queue: &Queue<D>, fault: Fault) -> bool {
+        let Some(miss) = fault.miss.filter(|_| queue.iotlb.is_some()) else {
+            return false;
         };
-        let kind = queue.message_kind;
-        if self.misses.lock().add(queue.index, miss, kind) {
+        let mut misses = self.misses.lock();
+        if misses.add(queue.index, miss, queue.message_kind) {
             self.readers.notify_all();
         }
+        true
     }
 
     /// Whether `mem` may be the memory of all the queues that run.
@@ -1005,6 +1093,7 @@ impl<D: Driver> Device<D> {
             _ => return self.vring_ioctl(&state, cmd, arg),
         };
         state.flush();
+        D::flush(self);
         result
     }
 
@@ -1135,6 +1224,7 @@ impl<D: Driver> Device<D> {
         let len = to.copy_to_iter(bytes);
         if len != bytes.len() {
             self.misses.lock().unread(number);
+            self.readers.notify_all();
         }
         Ok(len)
     }
@@ -1200,14 +1290,15 @@ impl<D: Driver> Device<D> {
                 if message.perm & READ_WRITE != 0 && !CurrentMm.access_ok(user, size) {
                     return Err(EFAULT);
                 }
-                iotlb.lock().update(addr, size, user, message.perm)?;
+                self.lock_soon(iotlb)
+                    .update(addr, size, user, message.perm)?;
                 self.misses.lock().answer(addr, size, |index| {
                     if let Some(owner) = &state.owner {
                         owner.worker.wake(Word::ready(index));
                     }
                 });
             }
-            uapi::IOTLB_INVALIDATE => iotlb.lock().invalidate(addr, size)?,
+            uapi::IOTLB_INVALIDATE => self.lock_soon(iotlb).invalidate(addr, size)?,
             _ => return Err(EINVAL),
         }
         Ok(())

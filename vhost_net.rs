@@ -15,6 +15,7 @@ use crate::{
         DirtyLog, //
     },
     memtable::{
+        Iotlb,
         Maps,
         MemTable,
         Segments,
@@ -23,6 +24,7 @@ use crate::{
     sys::{
         miscdev::MiscDevice,
         poll,
+        sched::need_resched,
         socket::{
             Kind,
             Receiver,
@@ -50,12 +52,15 @@ use crate::{
         Queue,
         QueuePoll,
         QueueState,
+        Stats,
         QUEUES, //
     },
     vring::{
         Endian,
-        Fault, //
-    }, //
+        Fault,
+        Take, //
+    },
+    zcopy::ZeroCopy, //
 };
 use kernel::{
     fs::File,
@@ -64,11 +69,17 @@ use kernel::{
         IovIterSource, //
     },
     prelude::*,
+    processor::cpu_relax,
     seq_file::SeqFile,
     sync::{
         poll::PollTable,
         Arc,
         ArcBorrow, //
+    },
+    time::{
+        Delta,
+        Instant,
+        Monotonic, //
     }, //
 };
 
@@ -94,6 +105,8 @@ const BACKEND_FEATURES: u64 = uapi::BACKEND_F_IOTLB_MSG_V2;
 
 /// The index of the queue that fills the guest's buffers; the other one empties them.
 const RX: usize = 0;
+/// The index of the other one.
+const TX: usize = 1;
 
 /// A turn ends after so many packets: one queue can't starve the other with small ones.
 const PACKET_WEIGHT: u32 = 256;
@@ -140,13 +153,17 @@ pub struct NetQueue {
     logged: bool,
     /// Packets on their way to a tap. Empty between turns.
     batch: XdpBatch,
+    /// When the worker began to look for work, if it has found none since and was interrupted.
+    looking_since: Option<Instant<Monotonic>>,
 }
 
 /// What a queue takes its packets from, or gives them to.
-struct Backend {
+pub struct Backend {
     sock: Arc<Socket>,
     /// For queue [`RX`].
     receiver: Option<Receiver>,
+    /// For queue [`TX`], if the owner of the host wants it and the socket can do it.
+    zerocopy: Option<ZeroCopy<Net>>,
 }
 
 impl Backend {
@@ -156,7 +173,22 @@ impl Backend {
             RX => Some(Receiver::new(sock.clone())?),
             _ => None,
         };
-        Ok(Self { sock, receiver })
+        Ok(Self {
+            sock,
+            receiver,
+            zerocopy: None,
+        })
+    }
+
+    /// Lets packets go without a copy, if that is to be and the socket can do it.
+    ///
+    /// Fails as [`ZeroCopy::new`].
+    fn enable_zerocopy(&mut self, queue: &Queue<Net>) -> Result {
+        let enabled = crate::module_parameters::experimental_zcopytx.value() != 0;
+        if enabled && queue.index() == TX && self.sock.has_zerocopy() {
+            self.zerocopy = Some(ZeroCopy::new(queue)?);
+        }
+        Ok(())
     }
 }
 
@@ -170,11 +202,13 @@ impl QueueState for NetQueue {
             })
     }
 
-    fn reset(&mut self) {
+    type Remains = Option<Backend>;
+
+    fn reset(&mut self) -> Option<Backend> {
         self.poll.as_mut().stop();
-        self.backend = None;
         self.own_header = 0;
         self.backend_header = 0;
+        self.backend.take()
     }
 }
 
@@ -193,17 +227,38 @@ impl Driver for Net {
             dirty: DirtyList::new()?,
             logged: false,
             batch: XdpBatch::new()?,
+            looking_since: None,
         })
     }
 
     fn run(device: &Device<Self>, index: usize, cause: Cause) {
-        let Ok(mut queue) = device.queue(index) else {
+        let Some(mut queue) = device.queue_to_run(index) else {
             return;
         };
         if cause.kicked {
             queue.stats.kicks += 1;
         }
-        turn(device, &mut queue);
+        turn(device, &mut queue, cause.hurried);
+    }
+
+    fn flush(device: &Device<Self>) {
+        // The backend stays, for the device's state is locked.
+        let hold = |queue: &mut Queue<Net>| Some(queue.state.zerocopy()?.hold());
+        let Some(in_flight) = device.queue(TX).ok().and_then(|mut queue| hold(&mut queue)) else {
+            return;
+        };
+        in_flight.wait();
+        if let Ok(mut queue) = device.queue(TX) {
+            if let Some(zerocopy) = queue.state.zerocopy() {
+                zerocopy.go_on();
+            }
+        }
+    }
+}
+
+impl NetQueue {
+    fn zerocopy(&mut self) -> Option<&mut ZeroCopy<Net>> {
+        self.backend.as_mut()?.zerocopy.as_mut()
     }
 }
 
@@ -238,10 +293,12 @@ struct Target<'a> {
     batching: bool,
     /// They want headroom for an XDP program.
     xdp: bool,
+    /// Packets may be sent without a copy; then none are sent in batches.
+    zerocopy: bool,
 }
 
 /// Moves packets through a queue, until there are no more or the queue's turn is over.
-fn turn(device: &Device<Net>, queue: &mut Queue<Net>) {
+fn turn(device: &Device<Net>, queue: &mut Queue<Net>, hurried: bool) {
     let Some(mem) = queue.mem.clone() else {
         return;
     };
@@ -261,7 +318,12 @@ fn turn(device: &Device<Net>, queue: &mut Queue<Net>) {
         }
         maps = iotlb.maps();
     }
-    let moved = move_packets(queue, maps, &sock);
+    let look = Look {
+        device,
+        iotlb: iotlb.as_deref(),
+        hurried,
+    };
+    let moved = move_packets(queue, maps, &sock, &look);
     // Also after a fault: what was moved before it is done.
     let finished = finish(queue, &sock);
     if let Err(fault) = moved.and(finished) {
@@ -269,14 +331,24 @@ fn turn(device: &Device<Net>, queue: &mut Queue<Net>) {
     }
 }
 
-fn move_packets(queue: &mut Queue<Net>, maps: &Maps, sock: &Socket) -> Result<(), Fault> {
+fn move_packets(
+    queue: &mut Queue<Net>,
+    maps: &Maps,
+    sock: &Socket,
+    look: &Look<'_>,
+) -> Result<(), Fault> {
     queue.state.poll.as_mut().stop();
     queue.disable_kicks()?;
 
+    // Used in order, the ring wants back what was copied behind what was not.
+    let zerocopy = queue.state.zerocopy().is_some()
+        && !queue.features.has(Features::IN_ORDER)
+        && sock.completes_ubufs();
     let target = Target {
         sock,
-        batching: sock.takes_batches(),
+        batching: !zerocopy && sock.takes_batches(),
         xdp: sock.has_xdp(),
+        zerocopy,
     };
     let mut packets = 0;
     let mut cost = Cost::default();
@@ -296,20 +368,141 @@ fn move_packets(queue: &mut Queue<Net>, maps: &Maps, sock: &Socket) -> Result<()
             Step::NoBuffer(packet) => {
                 cost.add(packet);
                 finish(queue, sock)?;
-                if !queue.enable_kicks()? {
-                    return Ok(());
+                let looked = match queue.index() {
+                    RX => Looked::Long,
+                    _ => look.for_work(queue),
+                };
+                match looked {
+                    Looked::Found => {}
+                    Looked::Interrupted => break,
+                    Looked::Long if !queue.enable_kicks()? => return Ok(()),
+                    Looked::Long => {}
                 }
             }
             Step::NotReady => {
-                // A backend in an error state wakes nobody; the owner will give another.
-                let _ = wait(queue, sock);
-                return Ok(());
+                finish(queue, sock)?;
+                let looked = match queue.index() {
+                    RX => look.for_work(queue),
+                    _ => Looked::Long,
+                };
+                match looked {
+                    Looked::Found => {}
+                    Looked::Interrupted => break,
+                    Looked::Long => {
+                        // A backend in an error state wakes nobody; the owner will give another.
+                        let _ = wait(queue, sock);
+                        return Ok(());
+                    }
+                }
             }
         }
         packets += 1;
     }
     queue.run_again();
     Ok(())
+}
+
+/// How a look for work ended.
+enum Looked {
+    /// There is some for the queue.
+    Found,
+    /// There is other work for the worker, or somebody waits for the queue.
+    Interrupted,
+    /// There was none for as long as the owner wants the worker to look, or it is not to look.
+    Long,
+}
+
+/// A look for work.
+struct Look<'a> {
+    device: &'a Device<Net>,
+    iotlb: Option<&'a Iotlb>,
+    /// Something waits until it is over.
+    hurried: bool,
+}
+
+impl Look<'_> {
+    /// Looks for work for a queue that has none, and for the other queue beside it, for as long as
+    /// the owner wants that: what comes meanwhile needs no kick, and no wake-up.
+    fn for_work(&self, queue: &mut Queue<Net>) -> Looked {
+        let Some(timeout) = queue.busyloop_timeout() else {
+            return Looked::Long;
+        };
+        // Interruptions don't make it longer.
+        let begin = *queue.state.looking_since.get_or_insert_with(Instant::now);
+        let looked = match begin.elapsed() < timeout {
+            true if self.hurried => Looked::Interrupted,
+            true => self.until(queue, begin, timeout),
+            false => Looked::Long,
+        };
+        if !matches!(looked, Looked::Interrupted) {
+            queue.state.looking_since = None;
+        }
+        looked
+    }
+
+    fn until(&self, queue: &mut Queue<Net>, begin: Instant<Monotonic>, timeout: Delta) -> Looked {
+        // Where both are wanted, the owner has the locks in the other order.
+        let Some(mut other) = self.device.try_other_queue(queue.index()) else {
+            return Looked::Long;
+        };
+        let same_iotlb = match (&queue.iotlb, &other.iotlb) {
+            (Some(ours), Some(theirs)) => Arc::ptr_eq(ours, theirs),
+            (ours, theirs) => ours.is_none() && theirs.is_none(),
+        };
+        let both = other.state.backend.is_some()
+            && other.is_set_up()
+            && same_iotlb
+            && self
+                .iotlb
+                .is_none_or(|iotlb| other.ring.find(iotlb).is_ok());
+        if both {
+            // Only advice to the driver: if it can't be given, the queue's own turn will say so.
+            let _ = other.disable_kicks();
+        }
+
+        let mut interrupted = false;
+        while !(has_work(queue) || both && has_work(&mut other)) {
+            interrupted =
+                self.device.is_waited_for() || queue.worker().is_some_and(|w| w.has_work());
+            if interrupted
+                || need_resched()
+                || current!().signal_pending()
+                || begin.elapsed() >= timeout
+            {
+                break;
+            }
+            cpu_relax();
+        }
+        if both && (has_work(&mut other) || !matches!(other.enable_kicks(), Ok(false))) {
+            other.run_again();
+        }
+        // Also a packet without a buffer: a socket that was emptied does not get ready for it
+        // again.
+        if has_packet(queue) && (queue.index() == RX || !queue.ring.is_empty()) {
+            Looked::Found
+        } else if interrupted {
+            Looked::Interrupted
+        } else {
+            Looked::Long
+        }
+    }
+}
+
+/// Whether the backend may have a packet for the guest, or is one that takes them.
+fn has_packet(queue: &mut Queue<Net>) -> bool {
+    match queue.state.backend.as_mut() {
+        Some(backend) => match &mut backend.receiver {
+            Some(receiver) => receiver.peek_len() > 0,
+            None => true,
+        },
+        None => false,
+    }
+}
+
+/// Whether there is a packet to be moved, and a buffer that has it or takes it.
+fn has_work(queue: &mut Queue<Net>) -> bool {
+    // A ring that can't be read is not empty.
+    has_packet(queue) && !queue.ring.is_empty()
 }
 
 /// Makes the queue run when `sock` gets ready.
@@ -329,6 +522,9 @@ fn finish(queue: &mut Queue<Net>, sock: &Socket) -> Result<(), Fault> {
     send_batch(&mut queue.state.batch, sock, &mut queue.stats.errors);
     if core::mem::take(&mut queue.state.logged) {
         queue.signal_log();
+    }
+    if let Some(zerocopy) = queue.state.zerocopy() {
+        zerocopy.complete(&mut queue.ring);
     }
     queue.publish()
 }
@@ -394,6 +590,17 @@ fn transmit(
         }
     } else {
         let more = bytes.saturating_add(len) < BYTE_WEIGHT && !take.is_last();
+        if target.zerocopy {
+            let cost = Cost {
+                bytes: len,
+                descriptors: chain.descriptors,
+            };
+            let step = transmit_zerocopy(&mut queue.state, &mut queue.stats, take, cost, more);
+            if let Some(zerocopy) = queue.state.zerocopy() {
+                zerocopy.complete(&mut queue.ring);
+            }
+            return Ok(step);
+        }
         target
             .sock
             .send(segments.as_slice(), skip, more)
@@ -414,6 +621,51 @@ fn transmit(
         bytes: len,
         descriptors: chain.descriptors,
     }))
+}
+
+/// Sends the packet whose chain is `take` and whose buffers are in `state`, without a copy if that
+/// is worth it. `more` says that another one follows at once.
+fn transmit_zerocopy(
+    state: &mut NetQueue,
+    stats: &mut Stats,
+    take: Take<'_, CurrentMm>,
+    cost: Cost,
+    more: bool,
+) -> Step {
+    let (skip, segments) = (state.own_header, state.segments.as_slice());
+    let Some(Backend {
+        sock,
+        zerocopy: Some(zerocopy),
+        ..
+    }) = &mut state.backend
+    else {
+        return Step::NotReady;
+    };
+    let body = skip.saturating_add(state.backend_header);
+    let sent = if zerocopy.wants(cost.bytes, segments, body, take.num()) && sock.completes_ubufs() {
+        zerocopy.send(sock, take, segments, skip)
+    } else {
+        match sock.send(segments, skip, more) {
+            Ok(_) => {
+                take.complete();
+                Ok(())
+            }
+            Err(err) => Err((err, take)),
+        }
+    };
+    match sent {
+        Ok(()) => {
+            stats.packets += 1;
+            stats.bytes += cost.bytes.saturating_sub(state.backend_header) as u64;
+        }
+        Err((EAGAIN | ENOMEM | ENOBUFS, _)) => return Step::NotReady,
+        Err((_, take)) => {
+            stats.errors += 1;
+            take.complete();
+        }
+    }
+    zerocopy.count();
+    Step::Done(cost)
 }
 
 /// Makes sure that the header of a packet of `len` bytes covers the checksum that it asks for.
@@ -525,10 +777,10 @@ fn receive(queue: &mut Queue<Net>, maps: &Maps) -> Result<Step, Fault> {
             (Some(_), Some(mem)) => log_user(log, mem, segments.as_slice(), len),
             _ => log_packet(log, dirty, len),
         };
-        if marked.is_err() {
-            queue.stats.errors += 1;
+        match marked {
+            Ok(()) => *logged = true,
+            Err(_) => queue.stats.errors += 1,
         }
-        *logged = true;
     }
     take.complete();
     queue.stats.packets += 1;
@@ -589,7 +841,7 @@ fn set_backend(device: &Device<Net>, index: usize, fd: i32) -> Result {
     if !queue.access_ok() {
         return Err(EFAULT);
     }
-    let new = match fd {
+    let mut new = match fd {
         uapi::FILE_UNBIND => None,
         fd => Some(Backend::new(index, fd)?),
     };
@@ -600,26 +852,53 @@ fn set_backend(device: &Device<Net>, index: usize, fd: i32) -> Result {
     if same {
         return Ok(());
     }
+    if let Some(new) = &mut new {
+        new.enable_zerocopy(queue)?;
+    }
     queue.state.poll.as_mut().stop();
     let sock = new.as_ref().map(|backend| backend.sock.clone());
-    let old = core::mem::replace(&mut queue.state.backend, new);
+    let mut old = core::mem::replace(&mut queue.state.backend, new);
     let started = match sock {
         Some(sock) => device.start(queue).and_then(|()| wait(queue, &sock)),
         None => Ok(()),
     };
     if let Err(err) = started {
-        queue.state.backend = old;
+        let new = core::mem::replace(&mut queue.state.backend, old);
         if let Some(sock) = queue.state.backend.as_ref().map(|b| b.sock.clone()) {
             // It was in use: whether it is in an error state is no news.
             let _ = wait(queue, &sock);
         }
+        // That may take a while, and needs no lock of the queue.
+        drop(guard);
+        drop(new);
         return Err(err);
     }
     drop(guard);
+    if let Some(zerocopy) = old.as_mut().and_then(|old| old.zerocopy.take()) {
+        settle(device, index, zerocopy);
+    }
     // The worker may still be at the old one.
     state.flush();
     drop(old);
     Ok(())
+}
+
+/// Waits until all packets of `zerocopy`, which queue `index` had, are done, and gives their
+/// buffers to the guest.
+fn settle(device: &Device<Net>, index: usize, mut zerocopy: ZeroCopy<Net>) {
+    zerocopy.in_flight().wait();
+    let Ok(mut guard) = device.queue(index) else {
+        return;
+    };
+    let queue = &mut *guard;
+    zerocopy.complete(&mut queue.ring);
+    let iotlb = queue.iotlb.clone();
+    let iotlb = iotlb.as_ref().map(|iotlb| iotlb.lock());
+    let found = iotlb.as_ref().map_or(Ok(()), |i| queue.ring.find(i));
+    if let Err(fault) = found.and_then(|()| queue.publish()) {
+        // If that is because of the IOTLB: nobody waits for an answer any more.
+        queue.fault(fault);
+    }
 }
 
 /// Sets the features that the guest accepted.

@@ -15,6 +15,7 @@ mod usermem;
 mod vhost;
 mod vhost_net;
 mod vring;
+mod zcopy;
 
 use kernel::prelude::*;
 

@@ -5,7 +5,8 @@
 //! A [`Vring`] is one queue in the split format (virtio 1.3, section 2.7), seen from the device.
 //! The device [takes](Vring::take) the chains that it needs for a packet, completes or drops the
 //! [`Take`], [publishes](Vring::publish) what was completed, and asks whether the driver
-//! [wants a call](Vring::wants_call). The driver is hostile: every value of its memory is read
+//! [wants a call](Vring::wants_call). A chain whose buffers are needed for longer it
+//! [defers](Take::defer). The driver is hostile: every value of its memory is read
 //! once and checked before use, and no ring content can make a method here panic, loop without
 //! end, reach memory outside the ring and the memory table, or complete a chain twice.
 //!
@@ -211,7 +212,7 @@ impl Desc {
 }
 
 /// `struct virtq_used_elem` (virtio 1.3, section 2.7.8), in the ring's byte order.
-#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[derive(Clone, Copy, Debug, IntoBytes, Immutable)]
 #[repr(C)]
 struct UsedElem {
     id: u32,
@@ -413,6 +414,17 @@ pub struct Chain {
     pub descriptors: u32,
 }
 
+/// A chain that is neither in its ring nor completed: its buffers are still in use.
+///
+/// It goes back to [`Vring::complete_deferred`] of its ring; dropped, it stays deferred.
+#[derive(Debug)]
+#[must_use = "dropped, it is never completed"]
+pub struct Deferred {
+    elem: UsedElem,
+    /// The [`Vring::era`] that it was deferred in.
+    era: u32,
+}
+
 /// A split virtqueue in user memory `M`.
 pub struct Vring<M> {
     mem: M,
@@ -456,6 +468,13 @@ pub struct Vring<M> {
     spans: KVVec<u16>,
     /// How many chains `done` stands for.
     unpublished: usize,
+    /// How many chains are deferred.
+    deferred: usize,
+    /// How many chains may be taken and not published: as many as the ring has and as there is
+    /// room for, less those that are deferred.
+    limit: usize,
+    /// Changes, and wraps, when deferred chains are forgotten.
+    era: u32,
     hint: Hint,
     table_hint: Hint,
     /// The user memory of the indirect table that is being read.
@@ -497,6 +516,9 @@ impl<M: UserMemory> Vring<M> {
             done: KVVec::with_capacity(MAX_DONE, GFP_KERNEL)?,
             spans: KVVec::with_capacity(MAX_DONE, GFP_KERNEL)?,
             unpublished: 0,
+            deferred: 0,
+            limit: 1,
+            era: 0,
             hint: Hint::default(),
             table_hint: Hint::default(),
             table: Segments::new()?,
@@ -534,7 +556,8 @@ impl<M: UserMemory> Vring<M> {
         self.num
     }
 
-    /// Sets the number of descriptors. What was completed but not published is forgotten.
+    /// Sets the number of descriptors. What was deferred, or completed but not published, is
+    /// forgotten.
     ///
     /// Fails with [`EINVAL`] unless `num` is a power of two from 1 to [`MAX_NUM`].
     pub fn set_num(&mut self, num: u32) -> Result {
@@ -542,7 +565,7 @@ impl<M: UserMemory> Vring<M> {
             return Err(EINVAL);
         }
         self.num = num as u16;
-        self.forget_done();
+        self.forget_taken();
         self.forget_heads();
         self.forget_areas();
         Ok(())
@@ -605,18 +628,18 @@ impl<M: UserMemory> Vring<M> {
         self.next_avail
     }
 
-    /// Makes `base` the index of the chain that the device will take next. What was completed but
-    /// not published is forgotten.
+    /// Makes `base` the index of the chain that the device will take next. What was deferred, or
+    /// completed but not published, is forgotten.
     pub fn set_base(&mut self, base: u16) {
         self.next_avail = base;
         self.next_desc = None;
         self.avail_idx = base;
-        self.forget_done();
+        self.forget_taken();
         self.forget_heads();
     }
 
-    /// Sets the features that the driver accepted. If the order of use changes, what was completed
-    /// but not published is forgotten.
+    /// Sets the features that the driver accepted. If the order of use changes, what was deferred,
+    /// or completed but not published, is forgotten.
     pub fn set_features(&mut self, features: Features) {
         self.event_idx = features.has(Features::EVENT_IDX);
         self.forget_areas();
@@ -625,7 +648,7 @@ impl<M: UserMemory> Vring<M> {
         if in_order != self.in_order {
             self.in_order = in_order;
             self.next_desc = None;
-            self.forget_done();
+            self.forget_taken();
         }
     }
 
@@ -683,7 +706,7 @@ impl<M: UserMemory> Vring<M> {
         started.inspect_err(|_| self.endian = before)?;
         if endian != before {
             // It is in the other byte order.
-            self.forget_done();
+            self.forget_taken();
         }
         Ok(())
     }
@@ -711,6 +734,24 @@ impl<M: UserMemory> Vring<M> {
             descs: 0,
             descriptors: 0,
         }
+    }
+
+    /// Completes a chain of this ring that was deferred. If the ring has forgotten those since,
+    /// this does nothing.
+    pub fn complete_deferred(&mut self, chain: Deferred) {
+        if chain.era != self.era {
+            return;
+        }
+        self.deferred = self.deferred.saturating_sub(1);
+        self.update_limit();
+        // There is room: the limit leaves some for each deferred chain.
+        let _ = self.done.push_within_capacity(chain.elem);
+        self.unpublished += 1;
+    }
+
+    fn update_limit(&mut self) {
+        self.limit = usize::from(self.num).min(MAX_DONE);
+        self.limit = self.limit.saturating_sub(self.deferred);
     }
 
     /// The number of chains that are completed but not published.
@@ -794,6 +835,13 @@ impl<M: UserMemory> Vring<M> {
             index = index.wrapping_add(span);
         }
         Ok(())
+    }
+
+    fn forget_taken(&mut self) {
+        self.forget_done();
+        self.deferred = 0;
+        self.era = self.era.wrapping_add(1);
+        self.update_limit();
     }
 
     fn forget_done(&mut self) {
@@ -929,7 +977,8 @@ impl<M: UserMemory> Vring<M> {
         Ok(head)
     }
 
-    fn forget_heads(&mut self) {
+    /// Forgets what was read of the available ring ahead of its use.
+    pub fn forget_heads(&mut self) {
         self.heads.count = 0;
     }
 
@@ -1040,6 +1089,17 @@ impl<M: UserMemory> Vring<M> {
             }
         }
         Err(Fault::new(EINVAL, "an indirect table goes on past its end"))
+    }
+
+    /// What is wrong when another chain is to be taken and `out_there` are not published.
+    #[cold]
+    fn too_many(&self, out_there: usize) -> Fault {
+        // So many can be out only if one was made available again before it was used.
+        if out_there + self.deferred >= usize::from(self.num) {
+            Fault::new(EINVAL, "a chain is available twice")
+        } else {
+            Fault::new(ENOBUFS, "too many chains are completed")
+        }
     }
 
     fn write_used_flags(&mut self) -> Result {
@@ -1259,10 +1319,9 @@ impl<M: UserMemory> Take<'_, M> {
                 return Ok(None);
             }
         }
-        // So many chains can be out only if one was made available again before it was used.
         let out_there = ring.unpublished + usize::from(self.chains);
-        if out_there >= usize::from(ring.num) {
-            return Err(Fault::new(EINVAL, "a chain is available twice"));
+        if out_there >= ring.limit {
+            return Err(ring.too_many(out_there));
         }
         let head = ring
             .head()
@@ -1288,6 +1347,11 @@ impl<M: UserMemory> Take<'_, M> {
     /// Whether there is no more in the ring, as [`Vring::is_empty`].
     pub fn is_last(&mut self) -> bool {
         self.ring.is_empty()
+    }
+
+    /// The number of descriptors of the ring.
+    pub fn num(&self) -> u16 {
+        self.ring.num
     }
 
     /// The number of descriptors that were read for the chains taken.
@@ -1321,6 +1385,25 @@ impl<M: UserMemory> Take<'_, M> {
         self.done = self.ring.done.len();
         self.chains = 0;
         self.descs = 0;
+    }
+
+    /// Takes the chain out of the ring until [`Vring::complete_deferred`], in whatever order.
+    ///
+    /// Returns [`None`], and gives the chains back, if there is not just one, or if the ring is
+    /// used in order.
+    pub fn defer(mut self) -> Option<Deferred> {
+        if self.chains != 1 || self.ring.in_order {
+            return None;
+        }
+        let elem = self.ring.done.pop()?;
+        self.chains = 0;
+        self.descs = 0;
+        self.ring.deferred += 1;
+        self.ring.update_limit();
+        Some(Deferred {
+            elem,
+            era: self.ring.era,
+        })
     }
 
     /// Makes one used entry of those of the packet: it has the head of the last chain, and what

@@ -27,6 +27,7 @@
 #include <linux/uaccess.h>
 #include <linux/uio.h>
 #include <linux/virtio_net.h>
+#include <linux/wait_bit.h>
 #include <net/sock.h>
 #include <net/xdp.h>
 
@@ -36,9 +37,12 @@
 const size_t RUST_CONST_HELPER_SMP_CACHE_BYTES = SMP_CACHE_BYTES;
 const size_t RUST_CONST_HELPER_XDP_HEADROOM = XDP_PACKET_HEADROOM;
 const size_t RUST_CONST_HELPER_FRAG_SIZE = PAGE_SIZE;
+const unsigned int RUST_CONST_HELPER_SKB_FRAGS_MAX = MAX_SKB_FRAGS;
 const size_t RUST_CONST_HELPER_VNET_HDR_MAX = sizeof(struct virtio_net_hdr_v1_hash_tunnel);
 const unsigned int RUST_CONST_HELPER_TUN_MSG_PTR = TUN_MSG_PTR;
+const unsigned int RUST_CONST_HELPER_TUN_MSG_UBUF = TUN_MSG_UBUF;
 const unsigned int RUST_CONST_HELPER_SOCK_FLAG_XDP = SOCK_XDP;
+const unsigned int RUST_CONST_HELPER_SOCK_FLAG_ZEROCOPY = SOCK_ZEROCOPY;
 const unsigned int RUST_CONST_HELPER_SOCK_TYPE_RAW = SOCK_RAW;
 const unsigned int RUST_CONST_HELPER_FAMILY_PACKET = AF_PACKET;
 const unsigned int RUST_CONST_HELPER_POLL_IN = (__force unsigned int)EPOLLIN;

@@ -40,6 +40,11 @@ __vhost_helper struct socket *rust_helper_tap_get_socket(struct file *file)
 	return tap_get_socket(file);
 }
 
+__vhost_helper bool rust_helper_tap_is_attached(struct socket *sock)
+{
+	return rcu_access_pointer(container_of(sock, struct tap_queue, sock)->tap);
+}
+
 __vhost_helper struct ptr_ring *rust_helper_tap_get_ptr_ring(struct file *file)
 {
 	return tap_get_ptr_ring(file);
@@ -122,6 +127,11 @@ __vhost_helper void rust_helper_cond_resched(void)
 	cond_resched();
 }
 
+__vhost_helper bool rust_helper_need_resched(void)
+{
+	return need_resched();
+}
+
 /* linux/skb_array.h, linux/skbuff.h */
 
 __vhost_helper int rust_helper___skb_array_len_with_tag(struct sk_buff *skb)
@@ -180,6 +190,13 @@ __vhost_helper int rust_helper_get_user_u64x2(u64 *to, const u64 __user *from)
 
 Efault:
 	return -EFAULT;
+}
+
+/* linux/wait_bit.h */
+
+__vhost_helper void rust_helper_wait_var_event_zero(atomic_t *var)
+{
+	wait_var_event(var, !atomic_read_acquire(var));
 }
 
 /* net/sock.h */

@@ -12,6 +12,7 @@ pub mod poll;
 pub mod sched;
 pub mod socket;
 pub mod uaccess;
+pub mod ubuf;
 pub mod vhost_task;
 pub mod xdp;
 

@@ -45,7 +45,8 @@ pub unsafe trait Pollable {
 pub trait Wake: Send + Sync + 'static {
     /// The file that `token` stands for may be ready.
     ///
-    /// Called in any context, with interrupts off and the lock of a wait queue held.
+    /// Called in any context, also with interrupts off and the lock of a wait queue held: it must
+    /// not sleep.
     fn wake(&self, token: u32);
 }
 

@@ -15,3 +15,10 @@ pub fn cond_resched() {
     // kernel reports, not a breach of memory safety.
     unsafe { bindings::cond_resched() }
 }
+
+/// Whether another task waits for the CPU.
+#[inline]
+pub fn need_resched() -> bool {
+    // SAFETY: Without preconditions.
+    unsafe { bindings::need_resched() }
+}

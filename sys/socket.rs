@@ -166,6 +166,27 @@ impl Socket {
         unsafe { local::sk_flag(self.sk(), local::SOCK_FLAG_XDP) }
     }
 
+    /// Whether packets may be sent from [user memory](super::ubuf::UserBufs), without a copy: it
+    /// is a tap for devices that can do it.
+    pub fn has_zerocopy(&self) -> bool {
+        // SAFETY: By the type invariant the socket is valid.
+        self.kind != Kind::Packet && unsafe { local::sk_flag(self.sk(), local::SOCK_FLAG_ZEROCOPY) }
+    }
+
+    /// Whether a packet that is sent from user memory now will be done some day.
+    ///
+    /// A macvtap or ipvtap whose interface is gone, and a tap with an XDP program that has dropped
+    /// it, may take a packet and never say so. If that comes about while the packet is being sent,
+    /// it is too late to know.
+    pub fn completes_ubufs(&self) -> bool {
+        match self.kind {
+            Kind::Packet => false,
+            Kind::Tun => !self.has_xdp(),
+            // SAFETY: By the type invariant the socket is the one of a `struct tap_queue`.
+            Kind::Tap => unsafe { local::tap_is_attached(self.sock.as_ptr()) },
+        }
+    }
+
     fn sk(&self) -> *mut bindings::sock {
         // SAFETY: By the type invariant the socket is valid.
         unsafe { (*self.sock.as_ptr()).sk }
@@ -177,12 +198,55 @@ impl Socket {
     /// Fails as the socket's `sendmsg` does: with [`EAGAIN`] if the socket is full, with
     /// [`ENOMEM`] or [`ENOBUFS`], or because the packet is bad.
     pub fn send(&self, segments: &[Segment], skip: usize, more: bool) -> Result<usize> {
+        self.send_with(segments, skip, more, None)
+    }
+
+    /// As [`Self::send`] to a tap, which may use the memory of `segments` until it has completed
+    /// `ubuf`. Fails with [`EINVAL`] if it is none.
+    ///
+    /// After an error, the tap has completed `ubuf`, or never will.
+    ///
+    /// # Safety
+    ///
+    /// The caller gives the tap a reference to `ubuf`. It, and what it points to, is valid until
+    /// it is completed or this fails.
+    pub(super) unsafe fn send_ubuf(
+        &self,
+        segments: &[Segment],
+        skip: usize,
+        more: bool,
+        ubuf: *mut bindings::ubuf_info,
+    ) -> Result<usize> {
+        if self.kind == Kind::Packet {
+            return Err(EINVAL);
+        }
+        let mut ctl = local::tun_msg_ctl {
+            type_: local::TUN_MSG_UBUF as u16,
+            num: 0,
+            ptr: ubuf.cast::<c_void>(),
+        };
+        self.send_with(segments, skip, more, Some(&mut ctl))
+    }
+
+    /// Sends a packet, with `ctl` for a tap.
+    #[inline(always)]
+    fn send_with(
+        &self,
+        segments: &[Segment],
+        skip: usize,
+        more: bool,
+        ctl: Option<&mut local::tun_msg_ctl>,
+    ) -> Result<usize> {
         let mut msg = bindings::msghdr {
             msg_flags: bindings::MSG_DONTWAIT,
             ..Default::default()
         };
         if more {
             msg.msg_flags |= bindings::MSG_MORE;
+        }
+        if let Some(ctl) = ctl {
+            msg.msg_controllen = size_of_val(ctl);
+            msg.__bindgen_anon_1.msg_control = ptr::from_mut(ctl).cast::<c_void>();
         }
         let len = total_len(segments);
         init_iter(

@@ -88,11 +88,11 @@ fn measure(folder: &Path, mode: &str, rounds: &str, names: &[&str]) -> Res {
         _ => names.iter().map(|n| named(n)).collect::<Res<_>>()?,
     };
     // The VM has loaded the C driver. The modules that it needs stay.
-    sys::unload("vhost_net")?;
+    kselftest::sys::unload("vhost_net")?;
     for round in 1..=rounds.parse()? {
         for case in &cases {
             for driver in ["c", "rust"] {
-                sys::load(&folder.join(driver).with_extension("ko"))?;
+                kselftest::sys::load(&folder.join(driver).with_extension("ko"))?;
                 let line = Line {
                     mode: mode.into(),
                     case: case.name.into(),
@@ -101,7 +101,7 @@ fn measure(folder: &Path, mode: &str, rounds: &str, names: &[&str]) -> Res {
                     ..in_child(mode, case.name)?
                 };
                 println!("{}", serde_json::to_string(&line)?);
-                sys::unload("vhost_net")?;
+                kselftest::sys::unload("vhost_net")?;
             }
         }
     }

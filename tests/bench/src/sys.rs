@@ -2,56 +2,20 @@
 
 //! What the kernel is asked and told besides the device itself.
 
-use std::ffi::CString;
 use std::fs::read_to_string;
 use std::fs::File;
 use std::io::Error;
 use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
-use std::path::Path;
-use std::time::Duration;
-use std::time::Instant;
 
 use kselftest::bail;
 use kselftest::Res;
-use kselftest::PATIENCE;
 
 fn check(result: i64) -> Res {
     match result {
         0 => Ok(()),
         _ => Err(Error::last_os_error().into()),
-    }
-}
-
-/// Loads a module.
-pub fn load(file: &Path) -> Res {
-    let image = std::fs::read(file)?;
-    let none = CString::default();
-    // SAFETY: the kernel copies both.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_init_module,
-            image.as_ptr(),
-            image.len(),
-            none.as_ptr(),
-        )
-    })
-}
-
-/// Unloads a module, when its last user is gone.
-pub fn unload(name: &str) -> Res {
-    let c_name = CString::new(name).expect("a module's name");
-    let deadline = Instant::now() + Duration::from_secs(PATIENCE);
-    loop {
-        // SAFETY: the kernel copies the name.
-        let r = check(unsafe {
-            libc::syscall(libc::SYS_delete_module, c_name.as_ptr(), libc::O_NONBLOCK)
-        });
-        if r.is_ok() || Instant::now() > deadline {
-            return r;
-        }
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

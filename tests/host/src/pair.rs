@@ -221,7 +221,7 @@ impl Layout {
     }
 
     /// Sets a ring up that is new or reset. It does not start.
-    fn set_up(&self, ring: &mut Vring<Mem>, base: u16) {
+    pub fn set_up(&self, ring: &mut Vring<Mem>, base: u16) {
         ring.set_num(self.num).unwrap();
         ring.set_features(self.features());
         ring.set_behind_iotlb(self.behind.is_some());

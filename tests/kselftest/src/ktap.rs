@@ -45,6 +45,11 @@ const LIMIT: Duration = Duration::from_secs(100);
 /// Runs the tests and ends the process. A first argument, if any, selects the tests whose name
 /// contains it.
 pub fn run(tests: &[Test]) -> ! {
+    std::process::exit(!all(tests) as i32)
+}
+
+/// As [`run`], for a program that has more to do: did all tests pass?
+pub fn all(tests: &[Test]) -> bool {
     let only = std::env::args().nth(1).unwrap_or_default();
     let tests: Vec<_> = tests.iter().filter(|t| t.0.contains(&only)).collect();
     println!("KTAP version 1");
@@ -66,7 +71,7 @@ pub fn run(tests: &[Test]) -> ! {
         }
         let _ = std::io::stdout().flush();
     }
-    std::process::exit((failed != 0 || tests.is_empty()) as i32)
+    failed == 0 && !tests.is_empty()
 }
 
 /// Runs one test in a child process.

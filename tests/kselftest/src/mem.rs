@@ -134,6 +134,11 @@ impl Mem {
         }
     }
 
+    /// The file in which it lives, one region behind the other.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// The regions and where this process sees them.
     pub fn regions(&self) -> &[Mapped] {
         &self.regions

@@ -5,8 +5,11 @@
 use std::fs::File;
 use std::fs::OpenOptions;
 use std::io::Error;
+use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -17,12 +20,19 @@ use crate::PATIENCE;
 const TUNSETIFF: u64 = 0x4004_54ca;
 const TUNSETPERSIST: u64 = 0x4004_54cb;
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
+const TUNSETSNDBUF: u64 = 0x4004_54d4;
 const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
+const TUNSETQUEUE: u64 = 0x4004_54d9;
+const TUNSETVNETBE: u64 = 0x4004_54de;
 
 const SIOCBRADDBR: u64 = 0x89a0;
 const SIOCBRADDIF: u64 = 0x89a2;
 
 const IFF_TAP: i16 = 0x0002;
+const IFF_BACKPRESSURE: i16 = 0x0080;
+const IFF_MULTI_QUEUE: i16 = 0x0100;
+const IFF_ATTACH_QUEUE: u32 = 0x0200;
+const IFF_DETACH_QUEUE: u32 = 0x0400;
 const IFF_NO_PI: i16 = 0x1000;
 const IFF_VNET_HDR: i16 = 0x4000;
 
@@ -72,13 +82,47 @@ fn if_ioctl(request: u64, req: &mut Ifreq) -> Res {
 pub fn bridge(name: &str, ports: &[&Tap]) -> Res {
     if_ioctl(SIOCBRADDBR, &mut Ifreq::new(name))?;
     for port in ports {
-        let mut r = Ifreq::new(name);
-        r.value[0] = port.index as u32;
-        if_ioctl(SIOCBRADDIF, &mut r)?;
+        bridge_join(name, port)?;
     }
     let mut r = Ifreq::new(name);
     r.value[0] = libc::IFF_UP as u32;
     if_ioctl(libc::SIOCSIFFLAGS, &mut r)
+}
+
+/// Joins one more interface to a bridge.
+pub fn bridge_join(name: &str, port: &Tap) -> Res {
+    let mut r = Ifreq::new(name);
+    r.value[0] = port.index as u32;
+    if_ioctl(SIOCBRADDIF, &mut r)
+}
+
+/// Runs `ip` with these words.
+pub fn ip(words: &str) -> Res {
+    run("ip", words)
+}
+
+/// Has a bridge send what is for an address to one port only.
+pub fn bridge_to(port: &Tap, address: [u8; 6]) -> Res {
+    let [a, b, c, d, e, f] = address;
+    let address = format!("{a:x}:{b:x}:{c:x}:{d:x}:{e:x}:{f:x}");
+    run(
+        "bridge",
+        &format!("fdb add {address} dev {} master static", port.name),
+    )
+}
+
+fn run(program: &str, words: &str) -> Res {
+    let out = Command::new(program).args(words.split(' ')).output()?;
+    let why = String::from_utf8_lossy(&out.stderr);
+    crate::check!(out.status.success(), "{program} {words}: {why}");
+    Ok(())
+}
+
+/// The number of an interface.
+pub fn index(name: &str) -> Res<i32> {
+    let mut r = Ifreq::new(name);
+    if_ioctl(libc::SIOCGIFINDEX, &mut r)?;
+    Ok(r.value[0] as i32)
 }
 
 /// A tap interface that is up.
@@ -92,39 +136,102 @@ impl Tap {
     /// A tap with a virtio-net header of `hdr` bytes before each packet, or without one (0).
     pub fn new(name: &str, hdr: usize) -> Res<Self> {
         let tap = Self::attach(name, hdr)?;
-        let mut r = Ifreq::new(name);
-        r.value[0] = 2048;
+        tap.up(2048)?;
+        Ok(tap)
+    }
+
+    fn up(&self, queue: u32) -> Res {
+        let mut r = Ifreq::new(&self.name);
+        r.value[0] = queue;
         if_ioctl(libc::SIOCSIFTXQLEN, &mut r)?;
-        let mut r = Ifreq::new(name);
+        let mut r = Ifreq::new(&self.name);
         r.value[0] = 65521;
         if_ioctl(libc::SIOCSIFMTU, &mut r)?;
-        let mut r = Ifreq::new(name);
+        let mut r = Ifreq::new(&self.name);
         r.value[0] = libc::IFF_UP as u32;
-        if_ioctl(libc::SIOCSIFFLAGS, &mut r)?;
-        Ok(tap)
+        if_ioctl(libc::SIOCSIFFLAGS, &mut r)
     }
 
     /// Attaches to a tap interface, made if it does not exist. It may be attached to only once.
     pub fn attach(name: &str, hdr: usize) -> Res<Self> {
+        Self::open("/dev/net/tun", name, hdr, 0)
+    }
+
+    /// One more queue of a tap, which is made if it does not exist, and up.
+    pub fn one_queue(name: &str, hdr: usize) -> Res<Self> {
+        let tap = Self::open("/dev/net/tun", name, hdr, IFF_MULTI_QUEUE)?;
+        tap.up(2048)?;
+        Ok(tap)
+    }
+
+    /// The tap that belongs to a macvtap or ipvtap interface.
+    pub fn of_link(name: &str, hdr: usize) -> Res<Self> {
+        // An own mount of sysfs is the one that knows the interfaces of this namespace.
+        let sys = std::env::temp_dir().join(format!("sys-{}", std::process::id()));
+        std::fs::create_dir_all(&sys)?;
+        let path = |p: &Path| std::ffi::CString::new(p.as_os_str().as_encoded_bytes()).unwrap();
+        let at = path(&sys);
+        // SAFETY: strings that end; unmounted before the function returns.
+        let r =
+            unsafe { libc::mount(c"sysfs".as_ptr(), at.as_ptr(), c"sysfs".as_ptr(), 0, 0 as _) };
+        crate::check!(r == 0, "mount: {}", Error::last_os_error());
+        let file = format!("class/net/{name}/tap{}/dev", index(name)?);
+        let device = std::fs::read_to_string(sys.join(file));
+        // SAFETY: as above.
+        unsafe { libc::umount2(at.as_ptr(), libc::MNT_DETACH) };
+        std::fs::remove_dir(&sys)?;
+        let device = device?;
+        let (major, minor) = device.trim().split_once(':').unwrap_or_default();
+        let device = libc::makedev(major.parse()?, minor.parse()?);
+        let node = sys.with_extension("tap");
+        // SAFETY: a string that ends.
+        let r = unsafe { libc::mknod(path(&node).as_ptr(), libc::S_IFCHR | 0o600, device) };
+        crate::check!(r == 0, "mknod: {}", Error::last_os_error());
+        let tap = Self::open(&node.to_string_lossy(), name, hdr, 0);
+        std::fs::remove_file(&node)?;
+        tap
+    }
+
+    fn open(node: &str, name: &str, hdr: usize, flags: i16) -> Res<Self> {
         let fd = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags_nonblock()
-            .open("/dev/net/tun")?;
+            .open(node)?;
         let mut r = Ifreq::new(name);
         let vnet = if hdr != 0 { IFF_VNET_HDR } else { 0 };
-        r.value[0] = (IFF_TAP | IFF_NO_PI | vnet) as u32;
+        r.value[0] = (IFF_TAP | IFF_NO_PI | vnet | flags) as u32;
         ioctl(&fd, TUNSETIFF, &mut r as *mut Ifreq as usize)?;
         if hdr != 0 {
             ioctl(&fd, TUNSETVNETHDRSZ, &(hdr as i32) as *const i32 as usize)?;
         }
-        let mut r = Ifreq::new(name);
-        if_ioctl(libc::SIOCGIFINDEX, &mut r)?;
         Ok(Tap {
             fd,
             name: name.into(),
-            index: r.value[0] as i32,
+            index: index(name)?,
         })
+    }
+
+    /// How many bytes of packets may be on their way through the network stack.
+    pub fn sndbuf(&self, bytes: i32) -> Res {
+        ioctl(&self.fd, TUNSETSNDBUF, &raw const bytes as usize)
+    }
+
+    /// The fields of headers are big-endian.
+    pub fn big_endian(&self) -> Res {
+        let yes = 1i32;
+        ioctl(&self.fd, TUNSETVNETBE, &raw const yes as usize)
+    }
+
+    /// Whether this queue of several takes part.
+    pub fn take_part(&self, yes: bool) -> Res {
+        let mut r = Ifreq::new(&self.name);
+        r.value[0] = if yes {
+            IFF_ATTACH_QUEUE
+        } else {
+            IFF_DETACH_QUEUE
+        };
+        ioctl(&self.fd, TUNSETQUEUE, &raw mut r as usize)
     }
 
     /// What the guest can do itself.
@@ -135,6 +242,58 @@ impl Tap {
     /// Whether the interface stays when nobody is attached.
     pub fn persist(&self, on: bool) -> Res {
         ioctl(&self.fd, TUNSETPERSIST, on as usize)
+    }
+}
+
+/// A tap whose queue is full: a packet sent to it waits in the interface, and holds on to all that it is made of, until
+/// somebody reads.
+pub struct Plug {
+    pub tap: Tap,
+    hdr: usize,
+    buf: Vec<u8>,
+}
+
+impl Plug {
+    /// The packets that fill it. As many can wait, and half of them have to be read before any goes on.
+    const LEN: u32 = 200;
+    const FIRST: u32 = 0xffff_0000;
+
+    /// A full tap with a virtio-net header of `hdr` bytes before each packet, or without one (0).
+    pub fn new(name: &str, hdr: usize) -> Res<Self> {
+        let tap = Tap::open("/dev/net/tun", name, hdr, IFF_BACKPRESSURE)?;
+        tap.up(Self::LEN)?;
+        let buf = vec![0; 1 << 17];
+        let plug = Plug { tap, hdr, buf };
+        plug.fill()?;
+        Ok(plug)
+    }
+
+    /// Fills it again, when it was read empty.
+    pub fn fill(&self) -> Res {
+        let sender = Peer::sender(self.tap.index, false)?;
+        (0..Self::LEN).try_for_each(|i| sender.send(&frame(Self::FIRST + i, 60)))
+    }
+
+    /// The next packet that waited, if there is one. It makes room for what waits.
+    pub fn try_recv(&mut self) -> Option<Vec<u8>> {
+        loop {
+            let n = (&self.tap.fd).read(&mut self.buf).ok()?;
+            let packet = &self.buf[..n];
+            if seq(&packet[self.hdr..]) < Self::FIRST {
+                return Some(packet.to_vec());
+            }
+        }
+    }
+
+    /// The next packet that waited, waited for.
+    pub fn recv(&mut self) -> Res<Vec<u8>> {
+        let deadline = Instant::now() + Duration::from_secs(PATIENCE);
+        loop {
+            if let Some(p) = self.try_recv() {
+                return Ok(p);
+            }
+            crate::check!(readable(&self.tap.fd, deadline), "no packet came");
+        }
     }
 }
 

@@ -2,10 +2,12 @@
 
 //! System calls that tests make directly: ioctls with wrong arguments, namespaces, modules.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::fs::OpenOptions;
 use std::io::Error;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -83,6 +85,8 @@ pub const GET_VRING_ENDIAN: u64 = iow::<State>(0x14);
 pub const SET_VRING_KICK: u64 = iow::<VringFile>(0x20);
 pub const SET_VRING_CALL: u64 = iow::<VringFile>(0x21);
 pub const SET_VRING_ERR: u64 = iow::<VringFile>(0x22);
+pub const SET_VRING_BUSYLOOP_TIMEOUT: u64 = iow::<State>(0x23);
+pub const GET_VRING_BUSYLOOP_TIMEOUT: u64 = iow::<State>(0x24);
 pub const SET_BACKEND_FEATURES: u64 = iow::<u64>(0x25);
 pub const GET_BACKEND_FEATURES: u64 = ior::<u64>(0x26);
 pub const NET_SET_BACKEND: u64 = iow::<VringFile>(0x30);
@@ -158,6 +162,10 @@ pub fn own_network() -> Res {
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
         return Err(Error::last_os_error().into());
     }
+    if std::env::var_os("COPIER").is_some() {
+        // Sees everything, reads nothing, and is open as long as the process lives.
+        std::mem::forget(crate::Peer::new(0, false)?);
+    }
     for dev in ["all", "default"] {
         // A kernel without IPv6 has nothing to be silenced.
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{dev}/disable_ipv6"), "1");
@@ -169,6 +177,43 @@ pub fn own_network() -> Res {
 pub fn module_users() -> Option<i64> {
     let s = std::fs::read_to_string("/sys/module/vhost_net/refcnt").ok()?;
     s.trim().parse().ok()
+}
+
+/// Unloads a module: 0 or the errno.
+pub fn delete_module(name: &str) -> i32 {
+    let name = CString::new(name).unwrap();
+    // SAFETY: a valid name.
+    let r = unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
+    if r == 0 {
+        return 0;
+    }
+    Error::last_os_error().raw_os_error().unwrap()
+}
+
+/// Loads the module in a file, with parameters.
+pub fn insert_module(path: &str, parameters: &str) -> Res {
+    let f = File::open(path)?;
+    let p = CString::new(parameters).unwrap();
+    // SAFETY: the descriptor is open and the parameters are a valid string.
+    let r = unsafe { libc::syscall(libc::SYS_finit_module, f.as_raw_fd(), p.as_ptr(), 0) };
+    crate::check!(r == 0, "{path} {parameters}: {}", Error::last_os_error());
+    Ok(())
+}
+
+/// Loads vhost_net again, with parameters.
+pub fn reload(parameters: &str) -> Res {
+    let path = std::env::var("VHOST_MODULE_PATH");
+    crate::check!(
+        path.is_ok(),
+        "VHOST_MODULE_PATH does not say where vhost_net.ko is"
+    );
+    crate::check_eq!(delete_module("vhost_net"), 0, "rmmod vhost_net");
+    insert_module(&path.unwrap(), parameters)
+}
+
+/// Is it the C driver that is tested?
+pub fn on_c() -> bool {
+    std::env::var("VHOST_MODULE").as_deref() == Ok("c")
 }
 
 /// The names of this process's threads.
@@ -201,4 +246,39 @@ pub fn in_child(f: impl FnOnce() -> i32) -> Res<i32> {
         "the child died: status {status:#x}"
     );
     Ok(libc::WEXITSTATUS(status))
+}
+
+/// Loads a module.
+pub fn load(file: &Path) -> Res {
+    let image = std::fs::read(file)?;
+    let none = CString::default();
+    // SAFETY: the kernel copies both.
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_init_module,
+            image.as_ptr(),
+            image.len(),
+            none.as_ptr(),
+        )
+    };
+    match r {
+        0 => Ok(()),
+        _ => Err(Error::last_os_error().into()),
+    }
+}
+
+/// Unloads a module, when its last user is gone.
+pub fn unload(name: &str) -> Res {
+    let name = CString::new(name)?;
+    let mut result = Ok(());
+    until(|| {
+        // SAFETY: the kernel copies the name.
+        let r = unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
+        result = match r {
+            0 => Ok(()),
+            _ => Err(Error::last_os_error().into()),
+        };
+        result.is_ok()
+    });
+    result
 }

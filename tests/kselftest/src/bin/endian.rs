@@ -5,6 +5,7 @@
 use kselftest::feature::*;
 use kselftest::guest::same;
 use kselftest::ktap::Test;
+use kselftest::net::tcp_frame;
 use kselftest::sys::ioctl;
 use kselftest::sys::State;
 use kselftest::sys::BIG_ENDIAN;
@@ -195,6 +196,84 @@ fn mergeable() -> Res {
     Ok(())
 }
 
+/// A header of 10 bytes with these fields, in one byte order or the other.
+fn header(big: bool, kind: [u8; 2], fields: [u16; 4]) -> Vec<u8> {
+    let bytes = |v: u16| {
+        if big {
+            v.to_be_bytes()
+        } else {
+            v.to_le_bytes()
+        }
+    };
+    [&kind[..], &fields.map(bytes).concat()].concat()
+}
+
+/// Checksums and segmentation left to the device: what the header says of them is in the guest's byte order at the
+/// guest, and in the machine's at the other end. How long the headers are, the device has to find out where the guest
+/// does not say it.
+fn offload() -> Res {
+    for features in [0, MRG_RXBUF, EVENT_IDX | INDIRECT] {
+        let mut g = Guest::stopped(Config {
+            peer_vnet: true,
+            ..big(features)
+        })?;
+        g.tap.big_endian()?;
+        g.tap.offload(net::TUN_F_CSUM | net::TUN_F_TSO4)?;
+        g.start()?;
+        for (payload, mss) in [
+            (1, 0),
+            (1000, 0),
+            (3000, 0),
+            (8000, 0),
+            (2920, 1460),
+            (60_000, 1448),
+        ] {
+            let p = tcp_frame(payload, 7);
+            let kind = [1, u8::from(mss != 0)];
+            for hdr_len in [0, 40, 54] {
+                let at = g.place(&p);
+                g.mem.write(at, &header(true, kind, [hdr_len, mss, 34, 16]));
+                g.tx.add(&[Seg::r(at, g.hdr + p.len())]);
+                g.tx.submit();
+                g.tx.wait()?;
+                let got = g.peer.recv()?;
+                let want = header(false, kind, [0, mss, 34, 16]);
+                check_eq!(got[..2], want[..2], "flags and GSO type of {payload} sent");
+                check_eq!(
+                    got[4..10],
+                    want[4..],
+                    "GSO size and checksum of {payload} sent"
+                );
+                same(&got[10..], &p, "sent packet")?;
+            }
+            let b = g.buffer(g.hdr + p.len());
+            g.rx.add(&[b]);
+            g.rx.submit();
+            let hdr = header(false, kind, [54, mss, 34, 16]);
+            g.peer.send(&[&hdr[..], &p].concat())?;
+            check_eq!(g.rx.wait()?.len as usize, g.hdr + p.len());
+            let got = g.mem.read(b.gpa, g.hdr + p.len());
+            let want = header(true, kind, [0, mss, 34, 16]);
+            check_eq!(
+                got[..2],
+                want[..2],
+                "flags and GSO type of {payload} received"
+            );
+            check_eq!(
+                got[4..10],
+                want[4..],
+                "GSO size and checksum of {payload} received"
+            );
+            if g.hdr == 12 {
+                check_eq!(got[10..12], [0, 1], "num_buffers");
+            }
+            same(&got[g.hdr..], &p, "received packet")?;
+        }
+        check!(g.tx.err.read().is_err(), "an error was signalled");
+    }
+    Ok(())
+}
+
 /// A modern device is little-endian, whatever a VMM says.
 fn modern() -> Res {
     for features in [VERSION_1, VERSION_1 | EVENT_IDX | MRG_RXBUF] {
@@ -257,6 +336,7 @@ fn main() {
         ("stream", stream),
         ("indirect", indirect),
         ("mergeable", mergeable),
+        ("offload", offload),
         ("modern", modern),
         ("one_of_each", one_of_each),
         ("restart", restart),

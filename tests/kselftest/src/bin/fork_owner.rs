@@ -126,7 +126,142 @@ fn killed() -> Res {
     Ok(())
 }
 
+/// The control group of a task, by the folder that /proc has of it.
+fn group_of(task: &str) -> Res<String> {
+    let text = read_to_string(format!("{task}/cgroup"))?;
+    let line = text.lines().find_map(|l| l.strip_prefix("0::"));
+    line.map(str::to_string)
+        .ok_or(Fail(format!("no group: {text}")))
+}
+
+/// Mounts the control groups where only this process sees them.
+fn groups() -> Res<std::path::PathBuf> {
+    let at = std::env::temp_dir();
+    let path = std::ffi::CString::new(at.as_os_str().as_encoded_bytes()).unwrap();
+    let private = libc::MS_REC | libc::MS_PRIVATE;
+    // SAFETY: strings that end; the process has one thread.
+    let good = unsafe {
+        libc::unshare(libc::CLONE_NEWNS) == 0
+            && libc::mount(null(), c"/".as_ptr(), null(), private, null()) == 0
+            && libc::mount(null(), path.as_ptr(), c"cgroup2".as_ptr(), 0, null()) == 0
+    };
+    check!(good, "mount: {}", std::io::Error::last_os_error());
+    Ok(at)
+}
+
+/// Either worker is in its owner's control group. A kernel thread stays in the one where it was made.
+fn control_group() -> Res {
+    let all = groups()?;
+    let [first, second] = ["vhost-first", "vhost-second"].map(|name| all.join(name));
+    for path in [&first, &second] {
+        if !path.exists() {
+            std::fs::create_dir(path)?;
+        }
+    }
+    let enter = |path: &std::path::Path| -> Res {
+        let me = std::process::id().to_string();
+        Ok(std::fs::write(path.join("cgroup.procs"), me)?)
+    };
+    let test = |kernel_thread: bool| -> Res {
+        enter(&first)?;
+        let mut g = Guest::new(Config {
+            kernel_thread,
+            ..Config::default()
+        })?;
+        let worker = match kernel_thread {
+            true => kernel_threads()?.pop(),
+            false => {
+                let mut tasks = std::fs::read_dir("/proc/self/task")?.flatten();
+                let own = |t: &std::fs::DirEntry| {
+                    read_to_string(t.path().join("comm")).is_ok_and(|n| n.starts_with("vhost-"))
+                };
+                tasks.find(own).map(|t| t.path().display().to_string())
+            }
+        };
+        let worker = worker.ok_or(Fail("no worker".into()))?;
+        check_eq!(group_of(&worker)?, "/vhost-first", "group of {worker}");
+        g.send_all(&[frame(1, 60)])?;
+        enter(&second)?;
+        let want = if kernel_thread {
+            "/vhost-first"
+        } else {
+            "/vhost-second"
+        };
+        check_eq!(group_of(&worker)?, want, "group of {worker}, later");
+        g.send_all(&[frame(2, 60)])
+    };
+    let result = test(true).and_then(|_| test(false));
+    enter(&all)?;
+    result?;
+    for path in [&first, &second] {
+        check!(
+            until(|| std::fs::remove_dir(path).is_ok()),
+            "somebody is left in {path:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Loads the module with a parameter. The C driver has this one in vhost.ko, which lies beside it.
+fn load(parameter: &str) -> Res {
+    if !on_c() {
+        return reload(parameter);
+    }
+    let path = std::env::var("VHOST_MODULE_PATH").unwrap_or_default();
+    check_eq!(delete_module("vhost_net"), 0, "rmmod vhost_net");
+    check_eq!(delete_module("vhost"), 0, "rmmod vhost");
+    insert_module(&path.replace("vhost_net.ko", "vhost.ko"), parameter)?;
+    insert_module(&path, "")
+}
+
+/// The module's parameter is what devices start with, and start with again after RESET_OWNER.
+fn default() -> Res {
+    let test = |value: &str, default: u8| -> Res {
+        load(&format!("fork_from_owner_default={value}"))?;
+        for other in [1 - default, default] {
+            let f = sys::open()?;
+            check_eq!(fork(&f)?, default, "at first, with {value}");
+            check_eq!(sys::ioctl(&f, SET_OWNER, NULL), 0);
+            check_eq!(own_threads()?, usize::from(default), "own threads");
+            check_eq!(
+                kernel_threads()?.len(),
+                usize::from(1 - default),
+                "kernel threads"
+            );
+            check_eq!(sys::ioctl(&f, RESET_OWNER, NULL), 0);
+            check_eq!(fork(&f)?, default, "after RESET_OWNER");
+            check_eq!(sys::ioctl(&f, SET_FORK_FROM_OWNER, &other), 0);
+            check_eq!(sys::ioctl(&f, SET_OWNER, NULL), 0);
+            check_eq!(
+                kernel_threads()?.len(),
+                usize::from(1 - other),
+                "kernel threads"
+            );
+            drop(f);
+            check!(
+                until(
+                    || own_threads().is_ok_and(|n| n == 0) && module_users().is_none_or(|n| n == 0)
+                ),
+                "a worker is left"
+            );
+        }
+        Ok(())
+    };
+    let values = [("0", 0), ("1", 1), ("N", 0), ("Y", 1)];
+    let result = values
+        .into_iter()
+        .try_for_each(|(value, want)| test(value, want));
+    load("")?;
+    result
+}
+
 fn main() {
-    const TESTS: &[Test] = &[("errors", errors), ("traffic", traffic), ("killed", killed)];
+    const TESTS: &[Test] = &[
+        ("errors", errors),
+        ("traffic", traffic),
+        ("killed", killed),
+        ("control_group", control_group),
+        ("default", default),
+    ];
     ktap::run(TESTS)
 }

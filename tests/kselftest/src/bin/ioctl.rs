@@ -272,6 +272,42 @@ fn features() -> Res {
     Ok(())
 }
 
+/// A migration between hosts with the two drivers needs the same features on both: these, and no other.
+fn offered() -> Res {
+    const FEATURES: &[(usize, &str)] = &[
+        (15, "VIRTIO_NET_F_MRG_RXBUF"),
+        (24, "VIRTIO_F_NOTIFY_ON_EMPTY"),
+        (26, "VHOST_F_LOG_ALL"),
+        (27, "VIRTIO_F_ANY_LAYOUT, VHOST_NET_F_VIRTIO_NET_HDR"),
+        (28, "VIRTIO_RING_F_INDIRECT_DESC"),
+        (29, "VIRTIO_RING_F_EVENT_IDX"),
+        (32, "VIRTIO_F_VERSION_1"),
+        (33, "VIRTIO_F_ACCESS_PLATFORM"),
+        (35, "VIRTIO_F_IN_ORDER"),
+        (40, "VIRTIO_F_RING_RESET"),
+        (65, "VIRTIO_NET_F_GUEST_UDP_TUNNEL_GSO"),
+        (67, "VIRTIO_NET_F_HOST_UDP_TUNNEL_GSO"),
+    ];
+    const BACKEND_FEATURES: &[(usize, &str)] = &[(1, "VHOST_BACKEND_F_IOTLB_MSG_V2")];
+    let compare = |what: &str, words: &[u64], names: &[(usize, &str)]| -> Res {
+        for bit in 0..64 * words.len() {
+            let name = names.iter().find(|n| n.0 == bit);
+            let there = words[bit / 64] >> (bit % 64) & 1 != 0;
+            check_eq!(there, name.is_some(), "bit {bit} of {what}, {name:?}");
+        }
+        Ok(())
+    };
+    let f = open()?;
+    let mut array = [4u64, 9, 9, 9, 9];
+    errno!(f, GET_FEATURES_ARRAY, array.as_mut_ptr(), 0);
+    compare("the features", &array[1..], FEATURES)?;
+    let mut word = 0u64;
+    errno!(f, GET_FEATURES, &raw mut word, 0);
+    check_eq!(word, array[1], "the first word alone");
+    errno!(f, GET_BACKEND_FEATURES, &raw mut word, 0);
+    compare("the backend features", &[word], BACKEND_FEATURES)
+}
+
 fn features_array() -> Res {
     let f = open()?;
     let mut word = 0u64;
@@ -691,8 +727,17 @@ fn set_backend() -> Res {
         errno!(g.net, NET_SET_BACKEND, &file(i, -1), 0);
         errno!(g.net, NET_SET_BACKEND, &file(i, 9999), ENOTSOCK);
         errno!(g.net, NET_SET_BACKEND, &file(i, -2), ENOTSOCK);
-        let null = File::open("/dev/null")?;
-        errno!(g.net, NET_SET_BACKEND, &file(i, null.as_raw_fd()), ENOTSOCK);
+        for path in ["/dev/null", "/proc/self/exe"] {
+            let other = File::open(path)?;
+            errno!(
+                g.net,
+                NET_SET_BACKEND,
+                &file(i, other.as_raw_fd()),
+                ENOTSOCK
+            );
+        }
+        let (pipe, _) = std::io::pipe()?;
+        errno!(g.net, NET_SET_BACKEND, &file(i, pipe.as_raw_fd()), ENOTSOCK);
         errno!(
             g.net,
             NET_SET_BACKEND,
@@ -908,6 +953,7 @@ fn main() {
         ("reset_owner", reset_owner),
         ("reset_owner_running", reset_owner_running),
         ("features", features),
+        ("offered", offered),
         ("features_array", features_array),
         ("features_array_works", features_array_works),
         ("backend_features", backend_features),

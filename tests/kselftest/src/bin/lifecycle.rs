@@ -307,21 +307,6 @@ fn call_eventfd_kept_alive() -> Res {
     Ok(())
 }
 
-fn delete_module() -> i32 {
-    // SAFETY: a valid name.
-    let r = unsafe {
-        libc::syscall(
-            libc::SYS_delete_module,
-            c"vhost_net".as_ptr(),
-            libc::O_NONBLOCK,
-        )
-    };
-    if r == 0 {
-        return 0;
-    }
-    Error::last_os_error().raw_os_error().unwrap()
-}
-
 /// Puts the module back, whatever happens in between.
 struct Back(String);
 
@@ -330,11 +315,7 @@ impl Back {
         if std::path::Path::new("/sys/module/vhost_net").exists() {
             return Ok(());
         }
-        let f = File::open(&self.0)?;
-        // SAFETY: the descriptor is open and the parameters are a valid string.
-        let r = unsafe { libc::syscall(libc::SYS_finit_module, f.as_raw_fd(), c"".as_ptr(), 0) };
-        check!(r == 0, "{}: {}", self.0, Error::last_os_error());
-        Ok(())
+        insert_module(&self.0, "")
     }
 }
 
@@ -354,24 +335,28 @@ fn module_unload() -> Res {
     for _ in 0..3 {
         let f = sys::open()?;
         check_eq!(
-            delete_module(),
+            delete_module("vhost_net"),
             libc::EAGAIN,
             "rmmod while the device is open"
         );
         check_eq!(sys::ioctl(&f, SET_OWNER, NULL), 0);
         check_eq!(
-            delete_module(),
+            delete_module("vhost_net"),
             libc::EAGAIN,
             "rmmod while the device has an owner"
         );
         drop(f);
         let (pid, _) = victim(VERSION_1 | EVENT_IDX)?;
         for _ in 0..20 {
-            check_eq!(delete_module(), libc::EAGAIN, "rmmod under traffic");
+            check_eq!(
+                delete_module("vhost_net"),
+                libc::EAGAIN,
+                "rmmod under traffic"
+            );
         }
         kill(pid)?;
         nobody()?;
-        check_eq!(delete_module(), 0, "rmmod of the unused module");
+        check_eq!(delete_module("vhost_net"), 0, "rmmod of the unused module");
         check!(
             !std::path::Path::new("/sys/module/vhost_net").exists(),
             "still in sysfs"

@@ -1,0 +1,1569 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Runs a script against the device and writes down all that can be seen.
+//!
+//! The worker is a thread of this process on the same processor, and has a higher real-time priority:
+//! when a system call that wakes it returns, it has done all that it can do. So nothing here waits or
+//! asks the driver to wait, what is seen depends on no clock, and a wake-up that is lost is seen. A
+//! worker that is a kernel thread has no such priority; with one, an ioctl that waits for it follows
+//! each action.
+//!
+//! What this refuses to do, whatever the script says, is what makes the C driver run without end or the
+//! two differ as docs/differences.md says. It then writes "skipped".
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Error;
+use std::io::Read;
+use std::io::Write as _;
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+
+use kselftest::feature;
+use kselftest::frame;
+use kselftest::net::tcp_frame;
+use kselftest::net::TUN_F_CSUM;
+use kselftest::net::TUN_F_TSO4;
+use kselftest::sys;
+use kselftest::sys::ioctl;
+use kselftest::Peer;
+use kselftest::Res;
+use kselftest::Tap;
+
+use crate::script::Action;
+
+/// The guest's memory: the places of both rings, their indirect tables, and buffers.
+const ARENA: u64 = 0x20_0000_0000;
+const SIZE: u64 = 0x40000;
+/// The same memory once more.
+const ALIAS: u64 = 0x20_1000_0000;
+const LOG: u64 = 0x20_2000_0000;
+const LOG_SIZE: u64 = 0x40_0000;
+/// Nothing is mapped here, nor between the others.
+const HOLE: u64 = 0x20_3000_0000;
+const RESERVED: u64 = 0x1_0000_0000;
+/// Not user space.
+const KERNEL: u64 = 0xffff_8880_0000_0000;
+
+/// The most descriptors that a ring has here.
+const NUM: u64 = 256;
+/// Where a queue's descriptors, its rings and its indirect tables are.
+const fn ring(q: usize) -> u64 {
+    q as u64 * 0x4000
+}
+const AVAIL: u64 = 0x1000;
+const USED: u64 = 0x2000;
+/// A used ring that has a page boundary in it.
+const USED_ACROSS: u64 = 0x2c00;
+const fn tables(q: usize) -> u64 {
+    0x8000 + q as u64 * 0x8000
+}
+/// The most descriptors of a table.
+const TABLE: usize = 8;
+/// Where a queue's buffers are, from and to.
+const BUFFERS: [(u64, u64); 2] = [(0x18000, 0x2c000), (0x2c000, SIZE)];
+
+/// The pages of the buffers to receive into.
+pub const RX_PAGES: std::ops::Range<u64> = BUFFERS[0].0 / 0x1000..BUFFERS[0].1 / 0x1000;
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+
+const SET_BUSYLOOP: u64 = 0x4008_af23;
+const GET_BUSYLOOP: u64 = 0x4008_af24;
+const TUNSETSNDBUF: u64 = 0x4004_54d4;
+const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
+
+/// The ioctls of the verb `fault`.
+pub const IOCTLS: &[u64] = &[
+    sys::GET_FEATURES,
+    sys::SET_FEATURES,
+    sys::SET_MEM_TABLE,
+    sys::SET_LOG_BASE,
+    sys::SET_LOG_FD,
+    sys::NEW_WORKER,
+    sys::SET_VRING_NUM,
+    sys::SET_VRING_ADDR,
+    sys::SET_VRING_BASE,
+    sys::GET_VRING_BASE,
+    sys::SET_VRING_ENDIAN,
+    sys::GET_VRING_ENDIAN,
+    sys::SET_VRING_KICK,
+    sys::SET_VRING_CALL,
+    sys::SET_VRING_ERR,
+    SET_BUSYLOOP,
+    GET_BUSYLOOP,
+    sys::SET_BACKEND_FEATURES,
+    sys::GET_BACKEND_FEATURES,
+    sys::NET_SET_BACKEND,
+    sys::GET_FEATURES_ARRAY,
+    sys::SET_FEATURES_ARRAY,
+    sys::SET_FORK_FROM_OWNER,
+    sys::GET_FORK_FROM_OWNER,
+    0xaf7f,
+    0x1234,
+];
+
+/// The scheduling priorities: the worker's is that of its owner when it is made.
+const PRIORITY: i32 = 5;
+const WORKER_PRIORITY: i32 = 10;
+
+/// Gives the calling thread a real-time priority.
+pub fn priority(value: i32) -> Res {
+    let param = libc::sched_param {
+        sched_priority: value,
+    };
+    // SAFETY: the structure is valid.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &param) } {
+        0 => Ok(()),
+        _ => Err(Error::last_os_error().into()),
+    }
+}
+
+fn eventfd() -> Res<File> {
+    // SAFETY: creates a descriptor, which is owned by nobody else.
+    unsafe {
+        match libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) {
+            -1 => Err(Error::last_os_error().into()),
+            fd => Ok(File::from_raw_fd(fd)),
+        }
+    }
+}
+
+/// A mapping at a given place.
+fn map(at: u64, size: u64, prot: i32, flags: i32, fd: i32) -> Res {
+    let flags = flags | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    // SAFETY: this part of the address space is used for nothing else.
+    match unsafe { libc::mmap(at as *mut _, size as usize, prot, flags, fd, 0) } {
+        libc::MAP_FAILED => Err(Error::last_os_error().into()),
+        _ => Ok(()),
+    }
+}
+
+/// What lasts from one script to the next.
+pub struct Machine {
+    tap: Tap,
+    plain: Tap,
+    /// The packet sockets' interface; its far end is the tap.
+    wire: Tap,
+    peer: Peer,
+    plain_peer: Peer,
+    packet: Peer,
+    packet_vnet: Peer,
+    udp: UdpSocket,
+    kick: [File; 2],
+    call: [File; 2],
+    err: [File; 2],
+    log: File,
+    /// A kick, and something that is signalled: a device that kicks itself does not end.
+    spare: [File; 2],
+    buf: Vec<u8>,
+}
+
+impl Machine {
+    /// Makes the network and the memory.
+    pub fn new() -> Res<Self> {
+        sys::own_network()?;
+        map(
+            ARENA,
+            RESERVED,
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+        )?;
+        let rw = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a valid name; the descriptor is new.
+        let file =
+            unsafe { File::from_raw_fd(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC)) };
+        file.set_len(SIZE)?;
+        map(ARENA, SIZE, rw, libc::MAP_SHARED, file.as_raw_fd())?;
+        map(ALIAS, SIZE, rw, libc::MAP_SHARED, file.as_raw_fd())?;
+        map(
+            LOG,
+            LOG_SIZE,
+            rw,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+        )?;
+
+        let tap = Tap::new("tap0", 12)?;
+        tap.offload(TUN_F_CSUM | TUN_F_TSO4)?;
+        let plain = Tap::new("tap1", 0)?;
+        let wire = Tap::new("tap2", 0)?;
+        let packet_vnet = Peer::new(wire.index, true)?;
+        const PACKET_VNET_HDR_SZ: i32 = 24;
+        // SAFETY: the value is of that length.
+        unsafe {
+            libc::setsockopt(
+                packet_vnet.fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                PACKET_VNET_HDR_SZ,
+                &12i32 as *const i32 as *const _,
+                4,
+            )
+        };
+        let machine = Machine {
+            peer: Peer::new(tap.index, true)?,
+            plain_peer: Peer::new(plain.index, false)?,
+            packet: Peer::new(wire.index, false)?,
+            packet_vnet,
+            tap,
+            plain,
+            wire,
+            udp: UdpSocket::bind("0.0.0.0:0")?,
+            kick: [eventfd()?, eventfd()?],
+            call: [eventfd()?, eventfd()?],
+            err: [eventfd()?, eventfd()?],
+            log: eventfd()?,
+            spare: [eventfd()?, eventfd()?],
+            buf: vec![0; 1 << 17],
+        };
+        priority(PRIORITY)?;
+        Ok(machine)
+    }
+
+    /// Runs a script on a device of its own. Returns what was seen. `at` is told the number of each action.
+    pub fn run(&mut self, script: &[Action], at: &AtomicUsize) -> Res<String> {
+        // SAFETY: both are mapped, and no device is open that could write there.
+        unsafe {
+            std::ptr::write_bytes(ARENA as *mut u8, 0, SIZE as usize);
+        }
+        let dev = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/vhost-net")?;
+        let mut run = Run {
+            m: self,
+            dev,
+            features: [0; 2],
+            owner: false,
+            kernel_thread: false,
+            gpa: 0,
+            layout: 0,
+            log_at: LOG,
+            windows: vec![],
+            queues: [Queue::default(), Queue::default()],
+            big: false,
+            legacy_big: false,
+            checksums: false,
+            in_order: false,
+            down: vec![],
+            number: 0,
+            out: String::new(),
+        };
+        for (number, action) in script.iter().enumerate() {
+            at.store(number + 1, Ordering::Relaxed);
+            let _ = writeln!(run.out, "{action}");
+            let result = run.act(action);
+            let _ = writeln!(run.out, "  = {result}");
+            run.look();
+        }
+        run.end();
+        let Run { dev, mut out, .. } = run;
+        // What the device held comes back.
+        drop(dev);
+        self.leftovers(&mut out);
+        out.push_str("bye\n");
+        Ok(out)
+    }
+
+    /// Packets that nobody took.
+    fn leftovers(&mut self, out: &mut String) {
+        let files = [
+            (&self.tap.fd, "tap 1"),
+            (&self.plain.fd, "tap 2"),
+            (&self.packet.fd, "socket 3"),
+            (&self.packet_vnet.fd, "socket 4"),
+        ];
+        for (mut file, name) in files {
+            while let Ok(n) = file.read(&mut self.buf) {
+                let _ = writeln!(out, "  left {name} {n}#{:08x}", hash(&self.buf[..n]));
+            }
+        }
+    }
+}
+
+/// A chain that the device has.
+#[derive(Clone, Default)]
+struct Chain {
+    head: u16,
+    /// Its descriptors in the ring.
+    descs: u64,
+    /// Offsets and lengths.
+    segs: Vec<(u64, u64)>,
+}
+
+/// The driver's side of a queue.
+struct Queue {
+    num: u64,
+    /// Where the used ring is, as an offset.
+    used: u64,
+    avail_idx: u16,
+    /// The next descriptor of the table to use; it wraps.
+    next_desc: u16,
+    /// The used index up to which entries were taken.
+    seen: u16,
+    chains: VecDeque<Chain>,
+    /// The malformed one's head and available index.
+    bad: Option<(u16, u16)>,
+    /// The next free byte of its buffers.
+    buffer: u64,
+    /// Which eventfd the device waits for, see the verb.
+    kick: u64,
+    backend: u64,
+    /// The ring is of one size all through.
+    fresh: bool,
+    /// The place of the ring is one that a device can run with.
+    placed: bool,
+    /// The byte order that the device was told of.
+    big: bool,
+    /// It polls before it sleeps.
+    polls: bool,
+    flags: u16,
+    event: u16,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Queue {
+            num: 1,
+            used: USED,
+            avail_idx: 0,
+            next_desc: 0,
+            seen: 0,
+            chains: VecDeque::new(),
+            bad: None,
+            buffer: 0,
+            kick: 0,
+            backend: 0,
+            fresh: true,
+            placed: true,
+            big: false,
+            polls: false,
+            flags: 0,
+            event: 0,
+        }
+    }
+}
+
+struct Run<'a> {
+    m: &'a mut Machine,
+    dev: File,
+    features: [u64; 2],
+    owner: bool,
+    kernel_thread: bool,
+    /// Where the guest sees the arena, and how.
+    gpa: u64,
+    layout: u64,
+    log_at: u64,
+    /// The parts of the log that were in use.
+    windows: Vec<u64>,
+    queues: [Queue; 2],
+    /// The guest's byte order.
+    big: bool,
+    /// The device was told of that order at some time.
+    legacy_big: bool,
+    /// A header asked for a checksum.
+    checksums: bool,
+    /// Queue 1 was in order at some time.
+    in_order: bool,
+    /// The interfaces that were taken down.
+    down: Vec<u64>,
+    /// Of the next packet.
+    number: u32,
+    out: String,
+}
+
+/// What follows an action that the device or the script does not get through with.
+const SKIPPED: &str = "skipped";
+
+fn done(errno: i32) -> String {
+    match errno {
+        0 => "0".into(),
+        e => format!("errno {e}"),
+    }
+}
+
+fn hash(data: &[u8]) -> u32 {
+    let mut h = 0x9e37_79b9_7f4a_7c15u64 ^ data.len() as u64;
+    let mut chunks = data.chunks_exact(8);
+    let mut mix = |word: u64| {
+        h = (h ^ word).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        h ^= h >> 29;
+    };
+    for c in &mut chunks {
+        mix(u64::from_le_bytes(c.try_into().unwrap()));
+    }
+    let mut last = [0; 8];
+    last[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
+    mix(u64::from_le_bytes(last));
+    (h >> 32) as u32
+}
+
+fn memory(at: u64, len: u64) -> &'static [u8] {
+    assert!(at + len <= SIZE);
+    // SAFETY: that part of the arena is mapped, and the worker, which could write there, sleeps.
+    unsafe { std::slice::from_raw_parts((ARENA + at) as *const u8, len as usize) }
+}
+
+fn store(at: u64, data: &[u8]) {
+    assert!(at + data.len() as u64 <= SIZE);
+    // SAFETY: as above.
+    unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), (ARENA + at) as *mut u8, data.len()) }
+}
+
+impl Run<'_> {
+    fn act(&mut self, action: &Action) -> String {
+        let small = |n: u64| n as u32;
+        match (action.verb, &action.args[..]) {
+            ("owner", []) => {
+                let _ = priority(WORKER_PRIORITY);
+                let r = ioctl(&self.dev, sys::SET_OWNER, std::ptr::null::<u8>());
+                let _ = priority(PRIORITY);
+                self.owner |= r == 0;
+                done(r)
+            }
+            ("reset-owner", []) => {
+                let r = ioctl(&self.dev, sys::RESET_OWNER, std::ptr::null::<u8>());
+                if r == 0 {
+                    self.owner = false;
+                    self.kernel_thread = false;
+                    self.features = [0; 2];
+                    self.log_at = 0;
+                    for q in &mut self.queues {
+                        q.num = 1;
+                        q.kick = 0;
+                        q.backend = 0;
+                        q.fresh = false;
+                        q.placed = true;
+                        q.big = false;
+                        q.polls = false;
+                    }
+                }
+                done(r)
+            }
+            ("get-features", []) => {
+                let mut f = [0u64];
+                let r = ioctl(&self.dev, sys::GET_FEATURES, f.as_mut_ptr());
+                format!("{} {:#x}", done(r), f[0])
+            }
+            ("get-features-array", &[count @ 0..=8]) => {
+                let mut f = [u64::MAX; 10];
+                f[0] = count;
+                let r = ioctl(&self.dev, sys::GET_FEATURES_ARRAY, f.as_mut_ptr());
+                format!("{} {f:x?}", done(r))
+            }
+            ("features", &[bits]) => {
+                if !self.may_have(bits) {
+                    return SKIPPED.into();
+                }
+                let r = ioctl(&self.dev, sys::SET_FEATURES, &bits);
+                self.set_features(r, [bits, 0])
+            }
+            ("features-array", words) if words.len() <= 8 => {
+                let low = words.first().copied().unwrap_or(0);
+                if !self.may_have(low) {
+                    return SKIPPED.into();
+                }
+                let mut f = vec![words.len() as u64];
+                f.extend(words);
+                let r = ioctl(&self.dev, sys::SET_FEATURES_ARRAY, f.as_ptr());
+                self.set_features(r, [low, words.get(1).copied().unwrap_or(0)])
+            }
+            ("get-backend-features", []) => {
+                let mut f = [0u64];
+                let r = ioctl(&self.dev, sys::GET_BACKEND_FEATURES, f.as_mut_ptr());
+                format!("{} {:#x}", done(r), f[0])
+            }
+            ("backend-features", &[bits]) => {
+                done(ioctl(&self.dev, sys::SET_BACKEND_FEATURES, &bits))
+            }
+            ("fork", &[byte]) => {
+                let r = ioctl(&self.dev, sys::SET_FORK_FROM_OWNER, &(byte as u8));
+                if r == 0 {
+                    self.kernel_thread = byte == 0;
+                }
+                done(r)
+            }
+            ("get-fork", []) => {
+                let mut byte = [0xffu8];
+                let r = ioctl(&self.dev, sys::GET_FORK_FROM_OWNER, byte.as_mut_ptr());
+                format!("{} {}", done(r), byte[0])
+            }
+            ("mem", &[layout, gpa]) => self.mem(layout, gpa),
+            ("num", &[q, n]) => {
+                let state = sys::State {
+                    index: small(q),
+                    num: small(n),
+                };
+                let r = ioctl(&self.dev, sys::SET_VRING_NUM, &state);
+                if let (0, Some(queue)) = (r, self.queues.get_mut(q as usize)) {
+                    queue.fresh &= queue.num == n;
+                    queue.num = n;
+                }
+                done(r)
+            }
+            ("base", &[q, n, reset]) => self.base(q, n, reset != 0),
+            ("get-base", &[q]) => self.get_state(sys::GET_VRING_BASE, q),
+            ("addr", &[q, place, log]) => self.addr(q, place, log),
+            ("kick-fd", &[q, fd]) => {
+                let own = |m: &Machine, q: usize| [m.kick[q].as_raw_fd(), m.spare[0].as_raw_fd()];
+                let r = self.vring_file(sys::SET_VRING_KICK, q, own, fd);
+                if let (0, Some(queue)) = (r, self.queues.get_mut(q as usize)) {
+                    queue.kick = fd;
+                }
+                done(r)
+            }
+            ("call-fd", &[q, fd]) => {
+                let own = |m: &Machine, q: usize| [m.call[q].as_raw_fd(), m.spare[1].as_raw_fd()];
+                done(self.vring_file(sys::SET_VRING_CALL, q, own, fd))
+            }
+            ("err-fd", &[q, fd]) => {
+                let own = |m: &Machine, q: usize| [m.err[q].as_raw_fd(), m.spare[1].as_raw_fd()];
+                done(self.vring_file(sys::SET_VRING_ERR, q, own, fd))
+            }
+            ("log-fd", &[fd]) => {
+                let fd = self.eventfd_number([self.m.log.as_raw_fd(); 2], fd);
+                done(ioctl(&self.dev, sys::SET_LOG_FD, &fd))
+            }
+            ("log-base", &[place @ 0..=3]) => {
+                let at = [LOG, LOG + 3, HOLE, KERNEL][place as usize];
+                let r = ioctl(&self.dev, sys::SET_LOG_BASE, &at);
+                if r == 0 {
+                    self.log_at = at;
+                }
+                done(r)
+            }
+            ("endian", &[q, n]) => {
+                if n == 1 && self.checksums {
+                    return SKIPPED.into();
+                }
+                let state = sys::State {
+                    index: small(q),
+                    num: small(n),
+                };
+                let r = ioctl(&self.dev, sys::SET_VRING_ENDIAN, &state);
+                if let (0, Some(queue)) = (r, self.queues.get_mut(q as usize)) {
+                    queue.big = n == 1;
+                    self.legacy_big |= n == 1;
+                }
+                done(r)
+            }
+            ("get-endian", &[q]) => self.get_state(sys::GET_VRING_ENDIAN, q),
+            ("busyloop", &[q, n]) => {
+                let state = sys::State {
+                    index: small(q),
+                    num: small(n),
+                };
+                // Whether a queue wants kicks while another polls is not the same.
+                if n != 0 && self.queues.iter().any(|q| q.backend != 0) {
+                    return SKIPPED.into();
+                }
+                let r = ioctl(&self.dev, SET_BUSYLOOP, &state);
+                if let (0, Some(queue)) = (r, self.queues.get_mut(q as usize)) {
+                    queue.polls = n != 0;
+                }
+                done(r)
+            }
+            ("get-busyloop", &[q]) => self.get_state(GET_BUSYLOOP, q),
+            ("backend", &[q, b]) => self.backend(q, b),
+            ("fault", &[n]) if (n as usize) < IOCTLS.len() => {
+                // Where no program has anything.
+                done(ioctl(&self.dev, IOCTLS[n as usize], HOLE as *const u8))
+            }
+            // With a ring that may not be used as one, this driver signals the error eventfd.
+            ("message", &[_, _, 2, iova, _, _, perm])
+                if perm != 3 && iova.wrapping_sub(self.gpa) < tables(0) =>
+            {
+                SKIPPED.into()
+            }
+            ("message", &[version, bytes, kind, iova, size, address, perm]) => {
+                let mut message = [0; 72];
+                message[..4].copy_from_slice(&(version as u32).to_le_bytes());
+                message[8..16].copy_from_slice(&iova.to_le_bytes());
+                message[16..24].copy_from_slice(&size.to_le_bytes());
+                message[24..32].copy_from_slice(&ARENA.wrapping_add(address).to_le_bytes());
+                message[32] = perm as u8;
+                message[33] = kind as u8;
+                let bytes = (bytes as usize).min(message.len());
+                match self.dev.write(&message[..bytes]) {
+                    Ok(n) => format!("{n}"),
+                    Err(e) => done(e.raw_os_error().unwrap_or(-1)),
+                }
+            }
+            ("read", &[bytes]) => {
+                let mut message = [0; 100];
+                let bytes = (bytes as usize).min(message.len());
+                match self.dev.read(&mut message[..bytes]) {
+                    Ok(n) => format!("{n} {}", Self::message(&message[..n])),
+                    Err(e) => done(e.raw_os_error().unwrap_or(-1)),
+                }
+            }
+            ("serve", []) => self.serve(),
+            ("tx", &[header, table @ 0..=4, ref lens @ ..]) => self.tx(header, table, lens),
+            ("rx", &[table @ 0..=4, ref lens @ ..]) => self.rx(table, lens),
+            ("many", &[0, count, len]) => self.many(count, |s| s.rx(0, &[len])),
+            ("many", &[1, count, len]) => self.many(count, |s| s.tx(0, 0, &[len])),
+            ("bad", &[q @ 0..=1, kind @ 0..=10]) => self.bad(q as usize, kind),
+            ("mend", &[q @ 0..=1]) => self.mend(q as usize),
+            ("jump", &[q @ 0..=1, n]) if n == 0 || (0x1000..0xf000).contains(&n) => {
+                let idx = self.queues[q as usize].avail_idx.wrapping_add(n as u16);
+                self.put16(ring(q as usize) + AVAIL + 2, idx);
+                "0".into()
+            }
+            ("kick", &[q @ 0..=1]) => {
+                let file = match self.queues[q as usize].kick {
+                    1 => &self.m.kick[q as usize],
+                    2 => &self.m.spare[0],
+                    _ => return SKIPPED.into(),
+                };
+                match (&*file).write(&1u64.to_ne_bytes()) {
+                    Ok(_) => "0".into(),
+                    Err(_) => "full".into(),
+                }
+            }
+            ("avail-flags", &[q @ 0..=1, n]) => {
+                self.put16(ring(q as usize) + AVAIL, n as u16);
+                "0".into()
+            }
+            ("used-event", &[q @ 0..=1, n]) => {
+                let queue = &self.queues[q as usize];
+                if queue.num > NUM {
+                    return SKIPPED.into();
+                }
+                let at = ring(q as usize) + AVAIL + 4 + 2 * queue.num;
+                self.put16(at, queue.seen.wrapping_add(n as u16));
+                "0".into()
+            }
+            ("guest-endian", &[n]) => {
+                if self.queues.iter().any(|q| q.backend != 0) {
+                    return SKIPPED.into();
+                }
+                self.big = n == 1;
+                "0".into()
+            }
+            ("in", &[b, kind, len, count]) => self.incoming(b, kind, len, count),
+            ("steal", &[b @ 1..=2]) => {
+                let tap = if b == 1 { &self.m.tap } else { &self.m.plain };
+                match (&tap.fd).read(&mut self.m.buf) {
+                    Ok(n) => format!("{n}#{:08x}", hash(&self.m.buf[..n])),
+                    Err(e) => done(e.raw_os_error().unwrap_or(-1)),
+                }
+            }
+            ("header", &[bytes]) => done(ioctl(&self.m.tap.fd, TUNSETVNETHDRSZ, &(bytes as i32))),
+            ("sndbuf", &[bytes]) => self.sndbuf(bytes),
+            ("link", &[b @ 1..=2, up]) => self.link(b, up != 0),
+            _ => panic!("no such action: {action}"),
+        }
+    }
+
+    fn set_features(&mut self, r: i32, words: [u64; 2]) -> String {
+        if r == 0 {
+            let had = self.has(feature::ACCESS_PLATFORM);
+            self.features = words;
+            if had != self.has(feature::ACCESS_PLATFORM) {
+                // The device has forgotten where the rings are.
+                for q in &mut self.queues {
+                    q.placed = false;
+                }
+            }
+            self.in_order |= self.has(feature::IN_ORDER);
+        }
+        done(r)
+    }
+
+    fn has(&self, feature: u64) -> bool {
+        self.features[0] & feature != 0
+    }
+
+    /// Whether the features are such that both drivers do the same.
+    fn may_have(&self, bits: u64) -> bool {
+        // The C driver takes the base for the place of the next descriptor, and logs another range.
+        let in_order = self.queues.iter().all(|q| q.fresh && q.used == USED);
+        // See `mem`.
+        (in_order || bits & feature::IN_ORDER == 0)
+            && (self.layout < 2 || bits & feature::ACCESS_PLATFORM == 0)
+    }
+
+    fn header(&self) -> usize {
+        if self.features[1] != 0 {
+            24
+        } else if self.has(feature::MRG_RXBUF | feature::VERSION_1) {
+            12
+        } else {
+            10
+        }
+    }
+
+    fn put16(&self, at: u64, value: u16) {
+        store(
+            at,
+            &if self.big {
+                value.to_be_bytes()
+            } else {
+                value.to_le_bytes()
+            },
+        );
+    }
+
+    fn get16(&self, at: u64) -> u16 {
+        let b = memory(at, 2).try_into().unwrap();
+        if self.big {
+            u16::from_be_bytes(b)
+        } else {
+            u16::from_le_bytes(b)
+        }
+    }
+
+    fn get32(&self, at: u64) -> u32 {
+        let b = memory(at, 4).try_into().unwrap();
+        if self.big {
+            u32::from_be_bytes(b)
+        } else {
+            u32::from_le_bytes(b)
+        }
+    }
+
+    /// Writes a descriptor.
+    fn desc(&self, table: u64, i: u64, addr: u64, len: u64, flags: u16, next: u16) {
+        let mut d = [0; 16];
+        d[..8].copy_from_slice(&addr.to_le_bytes());
+        d[8..12].copy_from_slice(&(len as u32).to_le_bytes());
+        d[12..14].copy_from_slice(&flags.to_le_bytes());
+        d[14..].copy_from_slice(&next.to_le_bytes());
+        if self.big {
+            for field in [0..8, 8..12, 12..14, 14..16] {
+                d[field].reverse();
+            }
+        }
+        store(table + 16 * i, &d);
+    }
+
+    /// Memory tables. Where the buffers to transmit are mapped they are readable, or the C driver would
+    /// try to read them for ever.
+    fn mem(&mut self, layout: u64, gpa: u64) -> String {
+        let at = |from: u64, to: u64, hva: u64| sys::Region {
+            gpa: gpa.wrapping_add(from),
+            size: to - from,
+            hva: hva.wrapping_add(from),
+            flags: 0,
+        };
+        let (rx, rx_end) = BUFFERS[0];
+        let mut padding = 0;
+        let regions = match layout {
+            0 => vec![at(0, SIZE, ARENA)],
+            // Two that follow each other everywhere.
+            1 => vec![at(0, 0x20000, ARENA), at(0x20000, SIZE, ARENA)],
+            // That follow each other in the guest only.
+            2 => vec![
+                at(0, 0x1c100, ARENA),
+                at(0x1c100, 0x2f001, ALIAS),
+                at(0x2f001, 0x34000, ARENA),
+                at(0x34000, SIZE, ALIAS),
+            ],
+            // As many as there can be.
+            3 => (0..64)
+                .rev()
+                .map(|i| i * (SIZE / 64))
+                .map(|a| {
+                    at(
+                        a,
+                        a + SIZE / 64,
+                        if a & 0x1000 == 0 { ARENA } else { ALIAS },
+                    )
+                })
+                .collect(),
+            4 => vec![at(0, 0x1000, ARENA); 65],
+            // One over another, that shows another part.
+            5 => vec![
+                at(0, SIZE, ARENA),
+                sys::Region {
+                    gpa: gpa + 0x1a000,
+                    size: 0x4000,
+                    hva: ARENA + 0x1e000,
+                    flags: 0,
+                },
+            ],
+            6 => vec![at(0, rx, ARENA), at(rx_end, SIZE, ARENA)],
+            7 => vec![at(0, rx_end, ARENA)],
+            8 => vec![],
+            9 => vec![
+                at(0, 0x20000, ARENA),
+                at(0x20000, rx_end, HOLE),
+                at(rx_end, SIZE, ARENA),
+            ],
+            10 => vec![at(0, SIZE, ARENA), at(0x1000, 0x1000, ARENA)],
+            11 => vec![sys::Region {
+                gpa: u64::MAX - 0xfff,
+                size: 0x2000,
+                hva: ARENA,
+                flags: 0,
+            }],
+            12 => vec![at(0, SIZE, KERNEL)],
+            13 => {
+                padding = 1;
+                vec![]
+            }
+            14 => vec![sys::Region {
+                gpa: 0,
+                size: 0,
+                hva: ARENA,
+                flags: 0,
+            }],
+            _ => return SKIPPED.into(),
+        };
+        // Where the log of a mapping can't be found, the C driver does not look for the others.
+        if self.has(feature::ACCESS_PLATFORM) && layout > 1 {
+            return SKIPPED.into();
+        }
+        let table = sys::mem_table(regions.len() as u32, padding, &regions);
+        let r = ioctl(&self.dev, sys::SET_MEM_TABLE, table.as_ptr());
+        if r == 0 {
+            self.gpa = gpa;
+            self.layout = layout;
+            if !self.windows.contains(&gpa) {
+                self.windows.push(gpa);
+            }
+        }
+        done(r)
+    }
+
+    fn get_state(&self, request: u64, q: u64) -> String {
+        let mut state = [sys::State {
+            index: q as u32,
+            num: u32::MAX,
+        }];
+        let r = ioctl(&self.dev, request, state.as_mut_ptr());
+        format!("{} {} {}", done(r), state[0].index, state[0].num)
+    }
+
+    fn base(&mut self, q: u64, n: u64, reset: bool) -> String {
+        if !reset && self.has(feature::IN_ORDER) {
+            return SKIPPED.into();
+        }
+        let state = sys::State {
+            index: q as u32,
+            num: n as u32,
+        };
+        let r = ioctl(&self.dev, sys::SET_VRING_BASE, &state);
+        if r != 0 {
+            return done(r);
+        }
+        if reset && q == 0 {
+            self.first_bytes();
+        }
+        let queue = &mut self.queues[q as usize];
+        // A guest that does not know of it has other descriptors in its ring than these.
+        queue.fresh = reset;
+        if reset {
+            let n = n as u16;
+            queue.avail_idx = n;
+            queue.next_desc = n;
+            queue.seen = n;
+            queue.chains.clear();
+            queue.bad = None;
+            queue.buffer = 0;
+            let used = queue.used;
+            self.put16(ring(q as usize) + AVAIL + 2, n);
+            self.put16(ring(q as usize) + used + 2, n);
+        }
+        done(r)
+    }
+
+    fn addr(&mut self, q: u64, place: u64, log: u64) -> String {
+        let running = self.queues.get(q as usize).is_some_and(|q| q.backend != 0);
+        let in_order = self.has(feature::IN_ORDER);
+        // Completions that can't be written are kept by one driver and lost by the other.
+        // In a ring that moves while it runs, what was used before is not where the guest looks for it.
+        let moves = self.queues[q as usize & 1].used != if place == 2 { USED_ACROSS } else { USED };
+        if ((place == 9 || moves) && running) || (place == 2 && in_order) {
+            return SKIPPED.into();
+        }
+        let offset = ring(q as usize & 1);
+        let mut arena = if place == 1 { ALIAS } else { ARENA };
+        if self.has(feature::ACCESS_PLATFORM) {
+            arena = self.gpa;
+        }
+        let used = if place == 2 { USED_ACROSS } else { USED };
+        let mut addr = sys::Addr {
+            index: q as u32,
+            flags: (log != 0).into(),
+            desc: arena + offset,
+            avail: arena + offset + AVAIL,
+            used: arena + offset + used,
+            log: match log {
+                2 => self.gpa.wrapping_add(SIZE + 0x10000),
+                _ => self.gpa.wrapping_add(offset + used),
+            },
+        };
+        match place {
+            0..=2 => {}
+            3 => addr.avail += 1,
+            4 => addr.used += 2,
+            5 => addr.log += 2,
+            6 => addr.desc = KERNEL,
+            7 => addr.desc = HOLE,
+            8 => addr.avail = HOLE,
+            9 => addr.used = HOLE,
+            10 => addr.flags = 2,
+            11 => addr.used = KERNEL,
+            12 => addr.log = u64::MAX - 0xfff,
+            _ => return SKIPPED.into(),
+        }
+        let r = ioctl(&self.dev, sys::SET_VRING_ADDR, &addr);
+        if let (0, Some(queue)) = (r, self.queues.get_mut(q as usize)) {
+            queue.used = used;
+            queue.placed = true;
+        }
+        done(r)
+    }
+
+    fn eventfd_number(&self, own: [i32; 2], fd: u64) -> i32 {
+        match fd {
+            0 => -1,
+            1 | 2 => own[fd as usize - 1],
+            3 => self.m.plain.fd.as_raw_fd(),
+            _ => 9999,
+        }
+    }
+
+    fn vring_file(
+        &self,
+        request: u64,
+        q: u64,
+        own: impl Fn(&Machine, usize) -> [i32; 2],
+        fd: u64,
+    ) -> i32 {
+        let file = sys::VringFile {
+            index: q as u32,
+            fd: self.eventfd_number(own(self.m, q as usize & 1), fd),
+        };
+        ioctl(&self.dev, request, &file)
+    }
+
+    fn backend(&mut self, q: u64, b: u64) -> String {
+        if self.queues.iter().any(|q| q.polls) && b != 0 {
+            return SKIPPED.into();
+        }
+        if let (Some(queue), 1..=4) = (self.queues.get(q as usize), b) {
+            // With a ring that changed under it, the device would take for chains what are none.
+            let big = queue.big && !self.has(feature::VERSION_1);
+            if queue.num > NUM || !queue.fresh || !queue.placed || big != self.big {
+                return SKIPPED.into();
+            }
+        }
+        let m = &*self.m;
+        let fd = match b {
+            0 => -1,
+            1 => m.tap.fd.as_raw_fd(),
+            2 => m.plain.fd.as_raw_fd(),
+            3 => m.packet.fd.as_raw_fd(),
+            4 => m.packet_vnet.fd.as_raw_fd(),
+            5 => m.spare[0].as_raw_fd(),
+            6 => m.udp.as_raw_fd(),
+            _ => 9999,
+        };
+        let file = sys::VringFile {
+            index: q as u32,
+            fd,
+        };
+        let r = ioctl(&self.dev, sys::NET_SET_BACKEND, &file);
+        if let (0, Some(queue)) = (r, self.queues.get_mut(q as usize)) {
+            queue.backend = b;
+        }
+        done(r)
+    }
+
+    fn message(m: &[u8]) -> String {
+        let word = |at: usize| {
+            m[at..at + 8]
+                .iter()
+                .rev()
+                .map(|b| format!("{b:02x}"))
+                .collect::<String>()
+        };
+        if m.len() < 72 {
+            return String::new();
+        }
+        format!(
+            "type {}, iova {}, size {}, address {}, {}#{:08x}",
+            m[0],
+            word(8),
+            word(16),
+            word(24),
+            word(32),
+            hash(m)
+        )
+    }
+
+    fn serve(&mut self) -> String {
+        // In what order the queues run is the device's choice.
+        let mut misses = vec![];
+        for _ in 0..40 {
+            let mut m = [0; 72];
+            if !matches!(self.dev.read(&mut m), Ok(72)) {
+                break;
+            }
+            misses.push(Self::message(&m));
+            let iova = u64::from_le_bytes(m[8..16].try_into().unwrap()) & !0xfff;
+            let offset = iova.wrapping_sub(self.gpa);
+            if offset >= SIZE {
+                continue;
+            }
+            m[16..24].copy_from_slice(&0x1000u64.to_le_bytes());
+            m[8..16].copy_from_slice(&iova.to_le_bytes());
+            m[24..32].copy_from_slice(&(ARENA + offset).to_le_bytes());
+            m[32] = 3;
+            m[33] = 2;
+            if let Err(e) = self.dev.write(&m) {
+                misses.push(format!("answer: {e}"));
+            }
+        }
+        misses.sort();
+        misses.join("; ")
+    }
+
+    /// Takes memory for segments of these lengths.
+    fn place(&mut self, q: usize, lens: &[u64]) -> Option<Vec<(u64, u64)>> {
+        let (from, to) = BUFFERS[q];
+        let queue = &mut self.queues[q];
+        let size: u64 = lens.iter().map(|len| len + 3).sum();
+        if queue.buffer == 0 || (queue.buffer + size > to && queue.chains.is_empty()) {
+            queue.buffer = from;
+        }
+        if queue.buffer + size > to {
+            return None;
+        }
+        let mut at = queue.buffer;
+        queue.buffer += size;
+        Some(
+            lens.iter()
+                .map(|&len| {
+                    let seg = (at, len);
+                    at += len + 3;
+                    seg
+                })
+                .collect(),
+        )
+    }
+
+    /// Makes a chain available.
+    fn post(&mut self, q: usize, table: u64, segs: Vec<(u64, u64)>) -> String {
+        let n = segs.len();
+        let (first, last) = match (table, n) {
+            (0, _) | (2 | 3, 1) => (n, n),
+            (2, _) => (1, n),
+            (3, _) => (0, n - 1),
+            _ => (0, n),
+        };
+        let descs = (first + n - last + usize::from(first != last)) as u64;
+        let queue = &self.queues[q];
+        let num = queue.num;
+        let out: u64 = queue.chains.iter().map(|c| c.descs).sum();
+        if num > NUM || out + descs > num || n > TABLE {
+            return "no room".into();
+        }
+        let id = |i: u64| (u64::from(queue.next_desc) + i) & (num - 1);
+        let head = id(0) as u16;
+        let write = if q == 0 { WRITE } else { 0 };
+        let mut at = 0;
+        let mut put = |addr: u64, len: u64, flags: u16| {
+            let next = if at + 1 < descs { NEXT } else { 0 };
+            let to = id(at + 1) as u16;
+            self.desc(ring(q), id(at), addr, len, flags | next, to);
+            at += 1;
+        };
+        let addr = |offset: u64| self.gpa.wrapping_add(offset);
+        for s in &segs[..first] {
+            put(addr(s.0), s.1, write);
+        }
+        if first != last {
+            let own = tables(q) + u64::from(head) * 16 * TABLE as u64;
+            for (i, s) in segs[first..last].iter().enumerate() {
+                let next = if first + i + 1 < last { NEXT } else { 0 };
+                self.desc(own, i as u64, addr(s.0), s.1, write | next, i as u16 + 1);
+            }
+            let flags = if table == 4 {
+                INDIRECT | WRITE
+            } else {
+                INDIRECT
+            };
+            put(addr(own), 16 * (last - first) as u64, flags);
+        }
+        for s in &segs[last.max(first)..] {
+            put(addr(s.0), s.1, write);
+        }
+        self.offer(q, head, descs, segs)
+    }
+
+    fn offer(&mut self, q: usize, head: u16, descs: u64, segs: Vec<(u64, u64)>) -> String {
+        let queue = &mut self.queues[q];
+        queue.next_desc = queue.next_desc.wrapping_add(descs as u16);
+        let slot = u64::from(queue.avail_idx) & (queue.num - 1);
+        queue.avail_idx = queue.avail_idx.wrapping_add(1);
+        queue.chains.push_back(Chain { head, descs, segs });
+        let idx = queue.avail_idx;
+        self.put16(ring(q) + AVAIL + 4 + 2 * slot, head);
+        self.put16(ring(q) + AVAIL + 2, idx);
+        format!("head {head}")
+    }
+
+    fn tx(&mut self, header: u64, table: u64, lens: &[u64]) -> String {
+        let total: u64 = lens.iter().sum();
+        // Shorter than the longest header, and the C driver would try to send it for ever. The segments
+        // are few enough for any of the rings here.
+        if total < 25 || lens.len() > TABLE {
+            return SKIPPED.into();
+        }
+        let Some(segs) = self.place(1, lens) else {
+            return "no room".into();
+        };
+        let hdr = self.header();
+        let len = total as usize - hdr;
+        let mut packet = vec![0; hdr];
+        // For a checksum outside the packet the C driver would try for ever; it depends on the byte order.
+        if header > 0 && len > 60 && !self.legacy_big && !self.big {
+            self.checksums = true;
+            packet[0] = 1;
+            packet[6] = 34;
+            packet[8] = 16;
+            if header == 2 {
+                packet[1] = 1;
+                packet[2] = 54;
+                packet[4..6].copy_from_slice(&500u16.to_le_bytes());
+            }
+            packet.extend(tcp_frame(len - 54, self.number));
+        } else {
+            packet.extend(frame(self.number, len));
+        }
+        self.number += 1;
+        let mut rest = &packet[..];
+        for s in &segs {
+            store(s.0, &rest[..s.1 as usize]);
+            rest = &rest[s.1 as usize..];
+        }
+        self.post(1, table, segs)
+    }
+
+    fn rx(&mut self, table: u64, lens: &[u64]) -> String {
+        // A chain without a byte is taken by the C driver and never used.
+        let total: u64 = lens.iter().sum();
+        // Where the C driver leaves part of a header as it was, one chain has to have all of it.
+        let part = self.header() == 24 && self.has(feature::VHOST_NET_HDR) && total < 24;
+        if total == 0 || part || lens.len() > TABLE {
+            return SKIPPED.into();
+        }
+        let Some(segs) = self.place(0, lens) else {
+            return "no room".into();
+        };
+        for s in &segs {
+            store(s.0, &vec![0xa5; s.1 as usize]);
+        }
+        self.post(0, table, segs)
+    }
+
+    fn many(&mut self, count: u64, mut f: impl FnMut(&mut Self) -> String) -> String {
+        let mut last = String::new();
+        for _ in 0..count.min(NUM) {
+            last = f(self);
+            if !last.starts_with("head") {
+                break;
+            }
+        }
+        last
+    }
+
+    fn bad(&mut self, q: usize, kind: u64) -> String {
+        let queue = &self.queues[q];
+        let num = queue.num;
+        let out: u64 = queue.chains.iter().map(|c| c.descs).sum();
+        let head_is_read = !self.has(feature::IN_ORDER);
+        if num > NUM || out + 1 > num || queue.bad.is_some() || (kind == 9 && !head_is_read) {
+            return SKIPPED.into();
+        }
+        let Some(segs) = self.place(q, &[200]) else {
+            return "no room".into();
+        };
+        let queue = &self.queues[q];
+        let head = (u64::from(queue.next_desc) & (num - 1)) as u16;
+        let index = queue.avail_idx;
+        let write = if q == 0 { WRITE } else { 0 };
+        let own = tables(q) + u64::from(head) * 16 * TABLE as u64;
+        let (data, table) = (self.gpa.wrapping_add(segs[0].0), self.gpa.wrapping_add(own));
+        store(segs[0].0, &[if q == 0 { 0xa5 } else { 0 }; 200]);
+        let (addr, len, flags, next) = match kind {
+            0 => (data, 100, write | NEXT, head),
+            1 => (data, 100, write | NEXT, num as u16),
+            2 => (1 << 45, 100, write, 0),
+            3 => (data, 0xffff_ffff, write, 0),
+            4 => (table, 24, INDIRECT, 0),
+            5 => (table, 0, INDIRECT, 0),
+            6 => {
+                self.desc(own, 0, data, 100, write | INDIRECT, 0);
+                (table, 16, INDIRECT, 0)
+            }
+            7 => (1 << 45, 32, INDIRECT, 0),
+            8 => {
+                self.desc(own, 0, data, 50, write | NEXT, 0);
+                self.desc(own, 1, data, 50, write | NEXT, 0);
+                (table, 32, INDIRECT, 0)
+            }
+            9 => (data, 100, write, 0),
+            _ => {
+                self.desc(own, 0, data, 50, WRITE | NEXT, 1);
+                self.desc(own, 1, data, 50, 0, 0);
+                (table, 32, INDIRECT, 0)
+            }
+        };
+        self.desc(ring(q), u64::from(head), addr, len, flags, next);
+        self.queues[q].bad = Some((head, index));
+        let text = self.offer(q, head, 1, segs);
+        if kind == 9 {
+            let slot = u64::from(index) & (num - 1);
+            self.put16(ring(q) + AVAIL + 4 + 2 * slot, num as u16);
+        }
+        text
+    }
+
+    fn mend(&mut self, q: usize) -> String {
+        let queue = &mut self.queues[q];
+        let Some((head, index)) = queue.bad.take() else {
+            return SKIPPED.into();
+        };
+        let Some(chain) = queue.chains.iter().rev().find(|c| c.head == head) else {
+            return SKIPPED.into();
+        };
+        let (at, len) = chain.segs[0];
+        let slot = u64::from(index) & (queue.num - 1);
+        let write = if q == 0 { WRITE } else { 0 };
+        self.desc(
+            ring(q),
+            head.into(),
+            self.gpa.wrapping_add(at),
+            len,
+            write,
+            0,
+        );
+        self.put16(ring(q) + AVAIL + 4 + 2 * slot, head);
+        "0".into()
+    }
+
+    fn incoming(&mut self, b: u64, kind: u64, len: u64, count: u64) -> String {
+        for _ in 0..count.min(200) {
+            let len = (len as usize).clamp(14, 40000);
+            let mut packet = vec![];
+            let plain = kind == 0 || len < 60 || b != 1;
+            if b == 1 {
+                packet = vec![0; 10];
+                if !plain {
+                    packet[0] = 1;
+                    packet[6] = 34;
+                    packet[8] = 16;
+                }
+                if !plain && kind == 2 {
+                    packet[1] = 1;
+                    packet[2] = 54;
+                    packet[4..6].copy_from_slice(&500u16.to_le_bytes());
+                }
+            }
+            self.number += 1;
+            packet.extend(match plain {
+                true => frame(self.number, len),
+                false => tcp_frame(len - 54, self.number),
+            });
+            let m = &*self.m;
+            let fd = match b {
+                1 => m.peer.fd.as_raw_fd(),
+                2 => m.plain_peer.fd.as_raw_fd(),
+                _ => m.wire.fd.as_raw_fd(),
+            };
+            // SAFETY: the bytes are valid.
+            if unsafe { libc::write(fd, packet.as_ptr().cast(), packet.len()) } < 0 {
+                return done(Error::last_os_error().raw_os_error().unwrap_or(-1));
+            }
+        }
+        "0".into()
+    }
+
+    fn sndbuf(&mut self, bytes: u64) -> String {
+        let value = if bytes == 0 { i32::MAX } else { bytes as i32 };
+        let a = ioctl(&self.m.tap.fd, TUNSETSNDBUF, &value);
+        let b = ioctl(&self.m.plain.fd, TUNSETSNDBUF, &value);
+        format!("{a} {b}")
+    }
+
+    fn link(&mut self, b: u64, up: bool) -> String {
+        let mut request = [0u8; 40];
+        let name = if b == 1 { b"tap0" } else { b"tap1" };
+        request[..4].copy_from_slice(name);
+        if !up {
+            self.down.push(b);
+        }
+        request[16] = if up { libc::IFF_UP as u8 } else { 0 };
+        done(ioctl(&self.m.udp, libc::SIOCSIFFLAGS as u64, &request))
+    }
+
+    /// Writes down what changed.
+    fn look(&mut self) {
+        if self.kernel_thread && self.owner {
+            // An ioctl that fails, and waits for the worker before it says so.
+            for _ in 0..4 {
+                let table = sys::mem_table(0, 1, &[]);
+                ioctl(&self.dev, sys::SET_MEM_TABLE, table.as_ptr());
+            }
+        }
+        for q in 0..2 {
+            self.look_at_ring(q);
+        }
+        self.look_at_files();
+        self.look_at_log();
+    }
+
+    fn look_at_ring(&mut self, q: usize) {
+        let queue = &self.queues[q];
+        if queue.num > NUM {
+            return;
+        }
+        let used = ring(q) + queue.used;
+        let num = queue.num;
+        let flags = self.get16(used);
+        let idx = self.get16(used + 2);
+        let event = self.get16(used + 4 + 8 * num);
+        let new = idx.wrapping_sub(queue.seen);
+        if (flags, event, new) == (queue.flags, queue.event, 0) {
+            return;
+        }
+        let _ = write!(
+            self.out,
+            "  queue {q}: flags {flags}, event {event}, used {idx}"
+        );
+        let mut new = u64::from(new);
+        if new > num || new > queue.chains.len() as u64 {
+            let _ = write!(self.out, " (impossible)");
+            new = 0;
+        }
+        let in_order = self.has(feature::IN_ORDER);
+        let mut unwritten = false;
+        let mut at = queue.seen;
+        while new > 0 {
+            let entry = used + 4 + 8 * (u64::from(at) & (num - 1));
+            let (id, len) = (self.get32(entry), self.get32(entry + 4));
+            let queue = &mut self.queues[q];
+            let place = queue.chains.iter().position(|c| u32::from(c.head) == id);
+            let count = match place {
+                Some(place) if in_order => place as u64 + 1,
+                _ => 1,
+            };
+            if q == 1 && in_order {
+                // One entry may stand for many chains, or each have its own.
+                for c in queue.chains.iter().take(count as usize) {
+                    let _ = write!(self.out, " {}:{len}", c.head);
+                }
+            } else {
+                let _ = write!(self.out, " {id}:{len}");
+                if in_order {
+                    let _ = write!(self.out, "x{count}");
+                }
+            }
+            let mut segs = vec![];
+            match place {
+                Some(_) if in_order => {
+                    let used = queue.chains.drain(..count as usize);
+                    used.for_each(|c| segs.extend(c.segs));
+                }
+                Some(place) => segs.extend(queue.chains.remove(place).unwrap().segs),
+                None => {
+                    let _ = write!(self.out, "(unknown)");
+                }
+            }
+            if q == 0 && place.is_some() {
+                unwritten |= self.complete_header(&segs);
+                let data: Vec<u8> = segs
+                    .iter()
+                    .flat_map(|s| memory(s.0, s.1))
+                    .copied()
+                    .collect();
+                let hex: String = data.iter().take(12).map(|b| format!("{b:02x}")).collect();
+                let _ = write!(self.out, "={hex}#{:08x}", hash(&data));
+            }
+            if count > new {
+                let _ = write!(self.out, "(too many)");
+            }
+            at = at.wrapping_add(count as u16);
+            new = new.saturating_sub(count);
+        }
+        let _ = writeln!(self.out);
+        if unwritten {
+            let _ = writeln!(self.out, "  header not written");
+        }
+        let queue = &mut self.queues[q];
+        queue.seen = idx;
+        queue.flags = flags;
+        queue.event = event;
+    }
+
+    /// Of a header of its own that has room for tunnels the C driver leaves the end as it was. Writes
+    /// zeroes there, as this driver does. Returns whether it was necessary.
+    fn complete_header(&self, segs: &[(u64, u64)]) -> bool {
+        if self.features[1] == 0 || !self.has(feature::VHOST_NET_HDR) {
+            return false;
+        }
+        let from = match self.has(feature::MRG_RXBUF | feature::VERSION_1) {
+            true => 12,
+            false => 10,
+        };
+        let bytes = segs.iter().flat_map(|s| s.0..s.0 + s.1);
+        let end: Vec<u64> = bytes.take(24).skip(from).collect();
+        let unwritten = !end.is_empty() && end.iter().all(|&at| memory(at, 1) == [0xa5]);
+        if unwritten {
+            end.iter().for_each(|&at| store(at, &[0]));
+        }
+        unwritten
+    }
+
+    fn look_at_files(&mut self) {
+        let iotlb = self.has(feature::ACCESS_PLATFORM);
+        let m = &mut *self.m;
+        let names = [
+            (&m.call[0], "call 0"),
+            (&m.call[1], "call 1"),
+            (&m.err[0], "error 0"),
+            (&m.err[1], "error 1"),
+            (&m.log, if iotlb { "log by IOTLB" } else { "log" }),
+            (&m.spare[1], "spare"),
+            (&self.dev, "message"),
+            (&m.peer.fd, "out 1"),
+            (&m.plain_peer.fd, "out 2"),
+            (&m.wire.fd, "out 3"),
+        ];
+        loop {
+            let mut fds = names.map(|(file, _)| libc::pollfd {
+                fd: file.as_raw_fd(),
+                events: libc::POLLIN,
+                revents: 0,
+            });
+            // SAFETY: the array is of that length.
+            if unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as u64, 0) } <= 0 {
+                return;
+            }
+            let mut packets = false;
+            for (i, (mut file, name)) in names.into_iter().enumerate() {
+                if fds[i].revents == 0 {
+                    continue;
+                }
+                let _ = write!(self.out, "  {name}");
+                if name == "message" {
+                    let _ = writeln!(self.out, " {:#x}", fds[i].revents);
+                    continue;
+                }
+                match file.read(&mut m.buf) {
+                    // How often is not the same: only that there was something.
+                    Ok(_) if i < 6 => {}
+                    Ok(n) => {
+                        packets = true;
+                        let data = &m.buf[..n];
+                        let hex: String =
+                            data.iter().take(10).map(|b| format!("{b:02x}")).collect();
+                        let _ = write!(self.out, " {n}={hex}#{:08x}", hash(data));
+                    }
+                    Err(e) => {
+                        let _ = write!(self.out, " {e}");
+                    }
+                }
+                let _ = writeln!(self.out);
+            }
+            if !packets {
+                return;
+            }
+        }
+    }
+
+    fn look_at_log(&mut self) {
+        if self.log_at != LOG && self.log_at != LOG + 3 {
+            return;
+        }
+        for &gpa in &self.windows {
+            let at = self.log_at + gpa / 0x1000 / 8;
+            // SAFETY: that part of the log is mapped, and the worker sleeps.
+            let bits = unsafe { &mut *(at as *mut [u64; 4]) };
+            if *bits == [0; 4] {
+                continue;
+            }
+            let iotlb = self.has(feature::ACCESS_PLATFORM);
+            let _ = write!(self.out, "  dirty{}", if iotlb { " by IOTLB" } else { "" });
+            for i in (0..256).filter(|i| bits[i / 64] >> (i % 64) & 1 != 0) {
+                let _ = write!(self.out, " {i:#x}");
+            }
+            let _ = writeln!(self.out);
+            *bits = [0; 4];
+        }
+    }
+
+    fn end(&mut self) {
+        let _ = writeln!(self.out, "end");
+        for q in 0..2 {
+            let state = self.get_state(sys::GET_VRING_BASE, q);
+            let _ = writeln!(self.out, "  base {state}");
+        }
+        self.pages();
+        self.restore();
+    }
+
+    /// The memory, a page a line.
+    fn pages(&mut self) {
+        if self.in_order {
+            // Which entries are written is the device's choice.
+            store(ring(1) + USED + 4, &vec![0; 8 * NUM as usize]);
+        }
+        self.first_bytes();
+        for page in 0..SIZE / 0x1000 {
+            let data = memory(page * 0x1000, 0x1000);
+            // SAFETY: any bytes are valid words, and a page is aligned.
+            let words = unsafe { data.align_to::<u64>().1 };
+            if words.iter().any(|&w| w != 0) {
+                let _ = writeln!(self.out, "  page {page:#x} {:08x}", hash(data));
+            }
+        }
+    }
+
+    /// Looks for what the C driver does to a buffer when it drops a packet, and takes it back.
+    fn first_bytes(&mut self) {
+        let bad = self.queues[0].bad;
+        for c in &self.queues[0].chains {
+            let Some(s) = c.segs.iter().find(|s| s.1 > 0) else {
+                continue;
+            };
+            if memory(s.0, 1) != [0xa5] && bad.is_none_or(|b| b.0 != c.head) {
+                let _ = writeln!(self.out, "  first byte of {}", c.head);
+                store(s.0, &[0xa5]);
+            }
+        }
+    }
+
+    /// Makes the machine as it was.
+    fn restore(&mut self) {
+        self.sndbuf(0);
+        for b in std::mem::take(&mut self.down) {
+            self.link(b, true);
+        }
+        ioctl(&self.m.tap.fd, TUNSETVNETHDRSZ, &12i32);
+        for mut file in self
+            .m
+            .kick
+            .iter()
+            .chain(&self.m.call)
+            .chain(&self.m.err)
+            .chain(&self.m.spare)
+            .chain([&self.m.log])
+        {
+            let _ = file.read(&mut [0; 8]);
+        }
+    }
+}

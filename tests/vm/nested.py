@@ -1,0 +1,161 @@
+"""KVM guests inside the VM, each with one virtio-net device on a tap, behind vhost-net. For the programs called in-vm."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+HOST = "192.0.2.1"
+GUEST = "192.0.2.2"
+# Does the driver tell in /proc/PID/fdinfo/FD what it does? The C driver does not.
+COUNTED = os.environ.get("VHOST_MODULE") != "c"
+DRIVER = "the Rust driver" if COUNTED else "the C driver (which counts nothing)"
+
+
+# How a guest may use its IOMMU, and the kernel's parameter for it.
+IOMMU = {"lazy": "iommu.strict=0", "strict": "iommu.strict=1", "passthrough": "iommu.passthrough=1"}
+
+
+class Failure(Exception):
+    """A test that did not hold; its text is the result."""
+
+
+class EmulatorFlaw(Exception):
+    """The emulated processor, not the driver, ended the guest: it says so, or the guest stands still.
+
+    A guest says something on its serial console every 5 seconds. One that does no longer is frozen as a whole, with its
+    timer; what a vhost driver does wrong can only take its network away.
+    """
+
+
+def attempts(run):
+    """What `run` returns, which is called up to three times if the emulator's flaw gets in its way."""
+    for attempt in range(3):
+        try:
+            return run()
+        except EmulatorFlaw as flaw:
+            print(f"The emulated SVM failed the guest (attempt {attempt + 1}): {flaw}", file=sys.stderr)
+    sys.exit("The emulated SVM failed in three attempts; that says nothing of the driver.")
+
+
+def run(*command, timeout=20):
+    """A command's stdout; it has to succeed within the time."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+        )
+    except subprocess.TimeoutExpired:
+        raise Failure(f"{command[0]} hung for {timeout} s") from None
+    if done.returncode != 0:
+        raise Failure(f"{command[0]}: {(done.stdout + done.stderr).strip()[-300:]}")
+    return done.stdout
+
+
+def read(path):
+    try:
+        with open(path, errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def add_tap(name):
+    run("ip", "tuntap", "add", name, "mode", "tap", "vnet_hdr")
+    run("ip", "link", "set", name, "up")
+
+
+class Guest:
+    """A QEMU whose network device is the tap of its name, with the files that make-guest made."""
+
+    def __init__(self, tap, files, *options, device="", iommu=None):
+        # Room for what arrives while a busy machine does not run the receiver.
+        for name in ("rmem_max", "rmem_default"):
+            pathlib.Path(f"/proc/sys/net/core/{name}").write_text("4194304")
+        self.tap, self.log, self.qemu_log = tap, f"/tmp/{tap}.log", f"/tmp/{tap}.qemu.log"
+        # The emulated SVM now and then fails an MMIO exit, whatever the vhost driver. So MMIO exits are kept rare: the
+        # queues are kicked through a port, and the interrupt controller is an x2apic.
+        iommu_options, append = [], "console=ttyS0 panic=-1"
+        if iommu:
+            # Then the device's addresses are the IOMMU's, and vhost has an IOTLB. Before the device that it serves.
+            iommu_options = ["-device", "intel-iommu,device-iotlb=on,intremap=off"]
+            append += f" intel_iommu=on {IOMMU[iommu]}"
+            device += ",disable-legacy=on,iommu_platform=on,ats=on"
+        command = [
+            "qemu-system-x86_64", "-accel", "kvm", "-machine", "q35", "-cpu", "qemu64,+x2apic", "-m", "384M",
+            "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+            "-kernel", f"{files}/bzImage", "-initrd", f"{files}/initramfs",
+            "-append", append, *iommu_options, "-serial", f"file:{self.log}",
+            "-netdev", f"tap,id=net,ifname={tap},script=no,downscript=no,vhost=on,vhostforce=on",
+            "-device", f"virtio-net-pci,netdev=net,mac=52:54:00:12:34:56,modern-pio-notify=on{device}",
+            *options,
+        ]  # fmt: skip
+        with open(self.log, "w"), open(self.qemu_log, "w") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def wait_until_ready(self, timeout):
+        end = time.monotonic() + timeout
+        while "GUEST READY" not in read(self.log):
+            self.check_alive()
+            if time.monotonic() > end:
+                self.check_not_frozen()
+                raise Failure(f"did not boot in {timeout} s: ...{read(self.log)[-300:]}")
+            time.sleep(0.2)
+
+    def check_alive(self):
+        said = read(self.qemu_log)
+        if "KVM internal error" in said:
+            raise EmulatorFlaw(said[:300])
+        if self.process.poll() is not None:
+            raise Failure(f"QEMU ended: {said[-300:] or read(self.log)[-300:]}")
+        if "falling back on userspace" in said:
+            raise Failure(f"QEMU does not use vhost-net: {said[-300:]}")
+
+    def check_not_frozen(self):
+        said = len(read(self.log))
+        time.sleep(20)
+        if len(read(self.log)) == said:
+            raise EmulatorFlaw(f"it is frozen; it said last:\n{read(self.log)[-300:]}")
+
+    def fdinfo(self):
+        """What the module tells of the device that QEMU has open."""
+        folder = f"/proc/{self.process.pid}"
+        for fd in os.listdir(f"{folder}/fd"):
+            try:
+                if os.readlink(f"{folder}/fd/{fd}") == "/dev/vhost-net":
+                    lines = read(f"{folder}/fdinfo/{fd}").splitlines()
+                    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+            except FileNotFoundError:
+                continue
+        raise Failure("QEMU has no /dev/vhost-net open")
+
+    def counters(self):
+        if not COUNTED:
+            return {}
+        return {key: int(value) for key, value in self.fdinfo().items() if re.match(r"[rt]x-.*", key) and value.isdigit()}
+
+    def worker_time(self):
+        """The processor time of vhost's worker in nanoseconds."""
+        tasks = pathlib.Path(f"/proc/{self.process.pid}/task").iterdir()
+        return sum(int(read(task / "schedstat").split()[0]) for task in tasks if read(task / "comm").startswith("vhost-"))
+
+    def evidence(self):
+        """What there is to see of a guest that does not answer: the module's counters, the worker, the last words."""
+        print("\nWhat the guest left:", file=sys.stderr)
+        for _ in range(2):
+            if COUNTED:
+                print(json.dumps(self.fdinfo(), indent=1), file=sys.stderr)
+            time.sleep(1)
+        for task in os.listdir(f"/proc/{self.process.pid}/task"):
+            folder = f"/proc/{self.process.pid}/task/{task}"
+            print(read(f"{folder}/comm").strip(), read(f"{folder}/schedstat").strip(), file=sys.stderr)
+            print(read(f"{folder}/stack"), file=sys.stderr)
+        for path in (self.log, self.qemu_log):
+            print(f"--- {path}\n{read(path)[-1500:]}", file=sys.stderr)
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+        subprocess.run(["ip", "link", "del", self.tap], check=False)

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Transmitting without a copy: the network stack sends from the guest's memory.
+//!
+//! A [`ZeroCopy`] belongs to the backend of a queue that transmits. It says which packets are to
+//! go that way, and keeps their chains until the network stack is done with them. That may be in
+//! any order and take any time; the driver gets them back in the order in which they were sent.
+//! All of it is under the queue's mutex, but for the waiting.
+
+#![forbid(unsafe_code)]
+
+use crate::{
+    sys::{
+        socket::Socket,
+        uaccess::CurrentMm,
+        ubuf::{
+            self,
+            InFlight,
+            UserBufs,
+            MAX_PACKETS, //
+        },
+    },
+    usermem::Segment,
+    vhost::{
+        user_bufs,
+        Driver,
+        Queue,
+        Worker, //
+    },
+    vring::{
+        Deferred,
+        Take,
+        Vring, //
+    }, //
+};
+use kernel::prelude::*;
+
+/// Shorter packets, of so many bytes with the backend's header, are copied in less time.
+const MIN_LEN: usize = 256;
+/// Failures are forgotten after so many packets.
+const PERIOD: u32 = 1024;
+/// One failure is made good by so many packets.
+const PACKETS_A_FAILURE: u32 = 64;
+
+/// The packets of a queue that are sent without a copy.
+pub struct ZeroCopy<D: Driver> {
+    bufs: UserBufs<Worker<D>>,
+    /// The chain of each packet in `bufs`, in the slot that it has there.
+    chains: KVec<Option<Deferred>>,
+    /// The packets of this period, whichever way they went.
+    packets: u32,
+    /// The packets of this period that were copied after all.
+    failures: u32,
+    /// Somebody waits for all to be done.
+    held: bool,
+}
+
+impl<D: Driver> ZeroCopy<D> {
+    /// Makes it for a queue that has an owner.
+    ///
+    /// Fails with [`EPERM`] if the queue has none, and with [`ENOMEM`].
+    pub fn new(queue: &Queue<D>) -> Result<Self> {
+        let worker = queue.worker().ok_or(EPERM)?;
+        let mut chains = KVec::with_capacity(MAX_PACKETS, GFP_KERNEL)?;
+        for _ in 0..MAX_PACKETS {
+            chains.push(None, GFP_KERNEL)?;
+        }
+        Ok(Self {
+            bufs: user_bufs(queue.index(), worker)?,
+            chains,
+            packets: 0,
+            failures: 0,
+            held: false,
+        })
+    }
+
+    /// Whether a packet of `len` bytes, with the backend's header, is to go without a copy. It is
+    /// `segments` without their first `skip` bytes, and the ring has `num` descriptors.
+    pub fn wants(&self, len: usize, segments: &[Segment], skip: usize, num: u16) -> bool {
+        len >= MIN_LEN
+            && ubuf::fits(segments, skip)
+            && self.has_room(num)
+            && !self.held
+            && self.packets / PACKETS_A_FAILURE >= self.failures
+    }
+
+    /// Whether there may be more packets that are not done: they must not keep all of the `num`
+    /// descriptors of the ring.
+    pub fn has_room(&self, num: u16) -> bool {
+        self.bufs.len() < usize::from(num / 4).clamp(1, MAX_PACKETS)
+    }
+
+    /// Sends the packet whose chain is `take`: `segments` without their first `skip` bytes. Then
+    /// the chain is kept.
+    ///
+    /// Returns the chain with the error if that fails, as [`UserBufs::send`].
+    pub fn send<'ring>(
+        &mut self,
+        sock: &Socket,
+        take: Take<'ring, CurrentMm>,
+        segments: &[Segment],
+        skip: usize,
+    ) -> Result<(), (Error, Take<'ring, CurrentMm>)> {
+        // None follows: a tap may keep a packet until the next one, and that may never come.
+        match self.bufs.send(sock, segments, skip, false) {
+            Ok(slot) => {
+                if let Some(chain) = self.chains.get_mut(slot) {
+                    *chain = take.defer();
+                }
+                Ok(())
+            }
+            Err(err) => Err((err, take)),
+        }
+    }
+
+    /// Counts a packet, whichever way it went.
+    pub fn count(&mut self) {
+        self.packets += 1;
+        if self.packets >= PERIOD {
+            self.packets = 0;
+            self.failures = 0;
+        }
+    }
+
+    /// Completes the chains of the packets that are done, up to the first one that is not.
+    pub fn complete(&mut self, ring: &mut Vring<CurrentMm>) {
+        while let Some(done) = self.bufs.pop() {
+            if done.copied {
+                self.failures += 1;
+            }
+            let chain = self.chains.get_mut(done.slot).and_then(Option::take);
+            if let Some(chain) = chain {
+                ring.complete_deferred(chain);
+            }
+        }
+    }
+
+    /// Lets no packet go without a copy until [`Self::go_on`]. Returns those on their way, to be
+    /// waited for.
+    pub fn hold(&mut self) -> InFlight<Worker<D>> {
+        self.held = true;
+        self.in_flight()
+    }
+
+    /// Lets packets go without a copy again.
+    pub fn go_on(&mut self) {
+        self.held = false;
+    }
+
+    /// The packets on their way, to be waited for.
+    pub fn in_flight(&self) -> InFlight<Worker<D>> {
+        self.bufs.in_flight()
+    }
+}
