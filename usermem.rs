@@ -147,10 +147,11 @@ pub trait UserMemory {
     /// Writes all of `buf` to `addr`.
     fn write(&self, addr: UserAddr, buf: &[u8]) -> Result;
 
-    /// Reads the 16-bit word at `addr`, which is even, in one access.
+    /// Reads the 16-bit word at `addr` in one access. It is even, unless the owner has mapped a ring
+    /// at an odd address behind an IOTLB.
     fn load_u16(&self, addr: UserAddr) -> Result<u16>;
 
-    /// Writes the 16-bit word at `addr`, which is even, in one access.
+    /// Writes the 16-bit word at `addr`, which is as for [`Self::load_u16`], in one access.
     fn store_u16(&self, addr: UserAddr, value: u16) -> Result;
 
     /// Sets the bits of `mask` in the 32-bit word at `addr`, which is a multiple of four, in one
