@@ -208,6 +208,7 @@ impl QueueState for NetQueue {
         self.poll.as_mut().stop();
         self.own_header = 0;
         self.backend_header = 0;
+        self.looking_since = None;
         self.backend.take()
     }
 }
@@ -370,7 +371,7 @@ fn move_packets(
                 finish(queue, sock)?;
                 let looked = match queue.index() {
                     RX => Looked::Long,
-                    _ => look.for_work(queue),
+                    _ => look.for_work(queue, packets > 0),
                 };
                 match looked {
                     Looked::Found => {}
@@ -382,7 +383,7 @@ fn move_packets(
             Step::NotReady => {
                 finish(queue, sock)?;
                 let looked = match queue.index() {
-                    RX => look.for_work(queue),
+                    RX => look.for_work(queue, packets > 0),
                     _ => Looked::Long,
                 };
                 match looked {
@@ -422,11 +423,15 @@ struct Look<'a> {
 
 impl Look<'_> {
     /// Looks for work for a queue that has none, and for the other queue beside it, for as long as
-    /// the owner wants that: what comes meanwhile needs no kick, and no wake-up.
-    fn for_work(&self, queue: &mut Queue<Net>) -> Looked {
+    /// the owner wants that: what comes meanwhile needs no kick, and no wake-up. `moved` says that
+    /// there was work in this turn.
+    fn for_work(&self, queue: &mut Queue<Net>, moved: bool) -> Looked {
         let Some(timeout) = queue.busyloop_timeout() else {
             return Looked::Long;
         };
+        if moved {
+            queue.state.looking_since = None;
+        }
         // Interruptions don't make it longer.
         let begin = *queue.state.looking_since.get_or_insert_with(Instant::now);
         let looked = match begin.elapsed() < timeout {

@@ -345,12 +345,18 @@ fn closed() -> Res {
             s.spawn(|| drop(net));
             packets.iter().map(|_| plug.recv()).collect::<Res<Vec<_>>>()
         });
-        for (got, p) in got?.iter().zip(&packets) {
-            same(got, p, "packet")?;
-        }
-        let free = until(|| module_users().is_none_or(|n| n == 0));
-        check!(free, "{:?} users of the module", module_users());
+        let_go(&got?, &packets)?;
     }
+    Ok(())
+}
+
+/// The packets that were held are right, and nobody has the device any more.
+fn let_go(got: &[Vec<u8>], packets: &[Vec<u8>]) -> Res {
+    for (got, p) in got.iter().zip(packets) {
+        same(got, p, "packet")?;
+    }
+    let free = until(|| module_users().is_none_or(|n| n == 0));
+    check!(free, "{:?} users of the module", module_users());
     Ok(())
 }
 
@@ -395,12 +401,7 @@ fn killed() -> Res {
     check_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
     check!(libc::WIFSIGNALED(status), "the child ended by itself");
     check_eq!(used, [1], "how many were used");
-    for (got, p) in got?.iter().zip(&packets) {
-        same(got, p, "packet")?;
-    }
-    let free = until(|| module_users().is_none_or(|n| n == 0));
-    check!(free, "{:?} users of the module", module_users());
-    Ok(())
+    let_go(&got?, &packets)
 }
 
 /// There is room for few packets, held or not: the others wait, and keep their order.
