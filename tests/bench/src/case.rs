@@ -4,9 +4,6 @@
 
 use kselftest::feature::*;
 
-/// `VIRTIO_F_IN_ORDER`.
-pub const IN_ORDER: u64 = 1 << 35;
-
 /// What every case has, unless it says otherwise: what a Linux guest and QEMU agree on.
 const USUAL: u64 = VERSION_1 | MRG_RXBUF | EVENT_IDX;
 
