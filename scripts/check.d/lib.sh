@@ -27,6 +27,25 @@ check() {
     fi
 }
 
+# kselftest COMMAND: module-checks and a command that prints KTAP, in one VM; counts their tests.
+kselftest() {
+    (cd tests/kselftest && CARGO_HOME=$cache/cargo CARGO_TARGET_DIR=target RUSTC=/usr/bin/rustc \
+        /usr/bin/cargo build --locked --release)
+
+    local ktap=build/check/kselftest-$flavour.ktap status=0 planned good
+    tests/vm/run "a=0 b=0; tests/vm/module-checks || a=\$?; $1 || b=\$?; exit \$((a + b))" >"$ktap" || status=$?
+    cat "$ktap"
+    # A skipped test is not a passed one, and neither is one that was planned and did not report.
+    good=$(grep -E '^ok [0-9]' "$ktap" | grep -civE '# *skip' || true)
+    planned=$(awk -F'[. ]+' '/^1\.\.[0-9]/ { n += $2 } END { print n + 0 }' "$ktap")
+    passed=$((passed + good))
+    failed=$((failed + (planned > good ? planned - good : 0)))
+    if [ $status -ne 0 ] && [ $failed -eq 0 ]; then
+        echo "not ok the VM's exit status is $status"
+        failed=1
+    fi
+}
+
 finish() {
     echo "$passed passed, $failed failed"
     [ $failed -eq 0 ] && [ $passed -gt 0 ]

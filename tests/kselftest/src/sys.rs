@@ -216,6 +216,11 @@ pub fn on_c() -> bool {
     std::env::var("VHOST_MODULE").as_deref() == Ok("c")
 }
 
+/// Is it the debug kernel that runs?
+pub fn on_debug_kernel() -> bool {
+    std::env::var("VM_KERNEL").as_deref() == Ok("debug")
+}
+
 /// The names of this process's threads.
 pub fn threads() -> Res<Vec<String>> {
     let mut v = vec![];
