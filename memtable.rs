@@ -127,6 +127,15 @@ impl Map {
         self.from <= addr && addr <= self.until
     }
 
+    /// Whether `len` bytes from `addr`, at least one, are looked up here and nowhere else, and
+    /// may be accessed so.
+    #[inline(always)]
+    fn allows(&self, addr: u64, len: u32, access: Access) -> bool {
+        self.has(addr)
+            && u64::from(len).wrapping_sub(1) <= self.last - addr
+            && self.perm & access as u8 != 0
+    }
+
     fn size(&self) -> u64 {
         // By the invariants of `Maps` it is neither 0 nor 2^64.
         (self.last - self.first).wrapping_add(1)
@@ -141,61 +150,99 @@ impl Map {
 pub const MAX_SEGMENTS: usize = 1024;
 
 /// A list of segments that never allocates once made: the buffers of a chain, in order.
-pub struct Segments(KVVec<Segment>);
+pub struct Segments {
+    list: KVVec<Segment>,
+    total: u64,
+}
 
 impl Segments {
     /// Makes an empty list with room for [`MAX_SEGMENTS`].
     ///
     /// Fails with [`ENOMEM`].
     pub fn new() -> Result<Self> {
-        Ok(Self(KVVec::with_capacity(MAX_SEGMENTS, GFP_KERNEL)?))
+        Ok(Self {
+            list: KVVec::with_capacity(MAX_SEGMENTS, GFP_KERNEL)?,
+            total: 0,
+        })
     }
 
     /// Whether there is no room: there are [`MAX_SEGMENTS`].
-    #[inline(always)]
     pub fn is_full(&self) -> bool {
-        self.0.len() >= MAX_SEGMENTS
+        self.list.len() >= MAX_SEGMENTS
     }
 
     /// Adds a segment, unless the list is full.
     #[inline(always)]
-    fn push(&mut self, segment: Segment) {
-        if !self.is_full() {
-            let _ = self.0.push_within_capacity(segment);
-        }
+    fn push(&mut self, segment: Segment) -> Result<(), Refused> {
+        self.list
+            .push_within_capacity(segment)
+            .map_err(|_| Refused::TooMany)?;
+        self.total += segment.len() as u64;
+        Ok(())
     }
 
     /// Empties the list.
     #[inline(always)]
     pub fn clear(&mut self) {
-        self.0.clear();
+        self.list.clear();
+        self.total = 0;
     }
 
     /// The segments.
     #[inline(always)]
     pub fn as_slice(&self) -> &[Segment] {
-        self.0.as_slice()
-    }
-
-    /// The segments from number `start` on; none if there are no more than these.
-    #[inline(always)]
-    pub fn from(&self, start: usize) -> &[Segment] {
-        self.as_slice().get(start..).unwrap_or_default()
+        self.list.as_slice()
     }
 
     /// How many segments there are.
     #[inline(always)]
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.list.len()
+    }
+
+    /// How many bytes they have together, which saturates.
+    #[inline(always)]
+    pub fn total(&self) -> usize {
+        usize::try_from(self.total).unwrap_or(usize::MAX)
     }
 }
 
-/// A guess at which map the next address falls into: the one that held the last.
+/// How many guesses there are. A `u8` names one.
+const GUESSES: usize = 1 << u8::BITS;
+
+/// Guesses at which map an address falls into: the one where the last address in the same page, or
+/// in one that shares its guess, was found.
 ///
-/// It belongs to the user of the maps, so that queues don't share it. A stale one costs a search.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Hint(usize);
+/// They belong to the user of the maps, so that queues don't share them. A wrong one costs a
+/// search.
+#[derive(Clone, Copy, Debug)]
+pub struct Hint([u16; GUESSES]);
+
+impl Default for Hint {
+    fn default() -> Self {
+        Self([0; GUESSES])
+    }
+}
+
+impl Hint {
+    /// The guess for `addr`. Pages that follow each other, and those at the same place in regions
+    /// of the same size, have different ones (Fibonacci hashing).
+    #[inline(always)]
+    fn number(addr: u64) -> usize {
+        let hash = (addr >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        usize::from((hash >> (u64::BITS - u8::BITS)) as u8)
+    }
+
+    #[inline(always)]
+    fn guess(&self, addr: u64) -> usize {
+        usize::from(self.0[Self::number(addr)])
+    }
+
+    fn learn(&mut self, addr: u64, index: usize) {
+        self.0[Self::number(addr)] = index as u16;
+    }
+}
 
 /// Ranges of the driver's addresses, with the user memory behind each.
 ///
@@ -297,7 +344,7 @@ impl Maps {
     /// The map that has `addr`.
     #[inline(always)]
     fn find(&self, addr: u64, hint: &mut Hint) -> Option<&Map> {
-        match self.list.get(hint.0) {
+        match self.list.get(hint.guess(addr)) {
             Some(map) if map.has(addr) => Some(map),
             _ => self.search(addr, hint),
         }
@@ -307,8 +354,9 @@ impl Maps {
     fn search(&self, addr: u64, hint: &mut Hint) -> Option<&Map> {
         // `reach` never falls, and it first gets to `addr` at the first map that does.
         let index = self.list.partition_point(|map| map.reach < addr);
-        hint.0 = index;
-        self.list.get(index).filter(|map| map.has(addr))
+        let map = self.list.get(index).filter(|map| map.has(addr))?;
+        hint.learn(addr, index);
+        Some(map)
     }
 
     /// Adds to `out` the user memory behind `len` bytes from `addr`, in order, for an `access`.
@@ -323,9 +371,29 @@ impl Maps {
         hint: &mut Hint,
         out: &mut Segments,
     ) -> Result<(), Refused> {
-        let start = addr;
+        // Nearly always it is all in the map that was guessed.
+        if let Some(map) = self.list.get(hint.guess(addr.get())) {
+            if map.allows(addr.get(), len, access) {
+                let user = UserAddr::new(addr.get().wrapping_add(map.delta));
+                if let Some(segment) = Segment::new(user, u64::from(len)) {
+                    return out.push(segment);
+                }
+            }
+        }
+        self.translate_pieces(addr, len, access, hint, out)
+    }
+
+    #[inline(never)]
+    fn translate_pieces(
+        &self,
+        start: Iova,
+        len: u32,
+        access: Access,
+        hint: &mut Hint,
+        out: &mut Segments,
+    ) -> Result<(), Refused> {
         let mut left = u64::from(len);
-        let mut addr = addr.get();
+        let mut addr = start.get();
         while left > 0 {
             if out.is_full() {
                 return Err(Refused::TooMany);
@@ -347,7 +415,7 @@ impl Maps {
                 access,
             });
             let segment = Segment::new(user, take).ok_or(nowhere)?;
-            out.push(segment);
+            out.push(segment)?;
             left -= take;
             if left > 0 {
                 addr = addr.checked_add(take).ok_or(nowhere)?;

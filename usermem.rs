@@ -89,13 +89,6 @@ impl Segment {
     }
 }
 
-/// The number of bytes in `segments`, which saturates.
-pub fn total_len(segments: &[Segment]) -> usize {
-    segments
-        .iter()
-        .fold(0usize, |sum, segment| sum.saturating_add(segment.len()))
-}
-
 /// Writes all of `buf` to `segments`, from their `offset`-th byte on.
 ///
 /// Fails with [`EFAULT`] if they can't be written, or end before.
@@ -147,8 +140,8 @@ pub trait UserMemory {
     /// Writes all of `buf` to `addr`.
     fn write(&self, addr: UserAddr, buf: &[u8]) -> Result;
 
-    /// Reads the 16-bit word at `addr` in one access. It is even, unless the owner has mapped a ring
-    /// at an odd address behind an IOTLB.
+    /// Reads the 16-bit word at `addr` in one access. That may be odd: where a driver has put a
+    /// header, or the owner has mapped a ring behind an IOTLB.
     fn load_u16(&self, addr: UserAddr) -> Result<u16>;
 
     /// Writes the 16-bit word at `addr`, which is as for [`Self::load_u16`], in one access.

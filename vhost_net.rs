@@ -31,14 +31,16 @@ use crate::{
             Socket, //
         },
         uaccess::CurrentMm,
-        xdp::XdpBatch, //
+        xdp::{
+            Layout,
+            XdpBatch, //
+        }, //
     },
     uapi::{
         self,
         Arg, //
     },
     usermem::{
-        total_len,
         write_at,
         Segment,
         UserMemory, //
@@ -52,13 +54,13 @@ use crate::{
         Queue,
         QueuePoll,
         QueueState,
-        Stats,
         QUEUES, //
     },
     vring::{
+        Because,
+        Chain,
         Endian,
-        Fault,
-        Take, //
+        Fault, //
     },
     zcopy::ZeroCopy, //
 };
@@ -111,7 +113,7 @@ const TX: usize = 1;
 /// A turn ends after so many packets: one queue can't starve the other with small ones.
 const PACKET_WEIGHT: u32 = 256;
 /// A turn ends after so many bytes.
-const BYTE_WEIGHT: usize = 0x80000;
+const BYTE_WEIGHT: u64 = 0x80000;
 /// A turn ends after so many descriptors: they need not have bytes.
 const DESCRIPTOR_WEIGHT: u32 = 0x1_0000;
 /// The driver gets its buffers back after so many.
@@ -263,37 +265,49 @@ impl NetQueue {
     }
 }
 
-/// How it went with one packet.
-enum Step {
-    /// It was moved, or lost.
-    Done(Cost),
+/// Why a queue moves no more packets now.
+enum Pause {
+    /// What was moved is to be given to the guest and to the backend, or the turn is over.
+    Enough,
     /// The guest has not made enough buffers available.
-    NoBuffer(Cost),
+    NoBuffer,
     /// The backend has no packet, or takes none now.
     NotReady,
 }
 
-/// What a packet took.
+/// What a turn has moved.
 #[derive(Default)]
-struct Cost {
-    bytes: usize,
+struct Moved {
+    packets: u32,
+    bytes: u64,
     descriptors: u32,
 }
 
-impl Cost {
-    fn add(&mut self, other: Self) {
-        self.bytes = self.bytes.saturating_add(other.bytes);
-        self.descriptors = self.descriptors.saturating_add(other.descriptors);
+impl Moved {
+    /// Whether the other queue must have its turn.
+    #[inline(always)]
+    fn is_enough(&self) -> bool {
+        self.packets >= PACKET_WEIGHT
+            || self.bytes >= BYTE_WEIGHT
+            || self.descriptors >= DESCRIPTOR_WEIGHT
+    }
+
+    /// Adds a packet of so many bytes, or an attempt to move one.
+    #[inline(always)]
+    fn add(&mut self, bytes: usize, descriptors: u32) {
+        // Far from overflow: it was not enough before, and a packet has no more than `MAX_SEGMENTS`
+        // buffers of less than 4 GiB.
+        self.packets += 1;
+        self.bytes += bytes as u64;
+        self.descriptors += descriptors;
     }
 }
 
 /// What the socket is like, which is asked once a turn.
 struct Target<'a> {
     sock: &'a Socket,
-    /// Packets may be sent in batches.
-    batching: bool,
-    /// They want headroom for an XDP program.
-    xdp: bool,
+    /// Packets may be sent in batches, in buffers of this layout.
+    batching: Option<Layout>,
     /// Packets may be sent without a copy; then none are sent in batches.
     zerocopy: bool,
 }
@@ -345,33 +359,31 @@ fn move_packets(
     let zerocopy = queue.state.zerocopy().is_some()
         && !queue.features.has(Features::IN_ORDER)
         && sock.completes_ubufs();
+    let batching = !zerocopy && sock.takes_batches();
     let target = Target {
         sock,
-        batching: !zerocopy && sock.takes_batches(),
-        xdp: sock.has_xdp(),
+        batching: match batching {
+            true => Layout::new(queue.state.backend_header, sock.has_xdp()).ok(),
+            false => None,
+        },
         zerocopy,
     };
-    let mut packets = 0;
-    let mut cost = Cost::default();
-    while packets < PACKET_WEIGHT
-        && cost.bytes < BYTE_WEIGHT
-        && cost.descriptors < DESCRIPTOR_WEIGHT
-    {
+    let mut moved = Moved::default();
+    while !moved.is_enough() {
         if queue.ring.unpublished() >= BATCH {
             finish(queue, sock)?;
         }
-        let step = match queue.index() {
-            RX => receive(queue, maps)?,
-            _ => transmit(queue, maps, &target, cost.bytes)?,
+        let pause = match queue.index() {
+            RX => receive(queue, maps, &mut moved)?,
+            _ => transmit(queue, maps, &target, &mut moved)?,
         };
-        match step {
-            Step::Done(packet) => cost.add(packet),
-            Step::NoBuffer(packet) => {
-                cost.add(packet);
+        match pause {
+            Pause::Enough => continue,
+            Pause::NoBuffer => {
                 finish(queue, sock)?;
                 let looked = match queue.index() {
                     RX => Looked::Long,
-                    _ => look.for_work(queue, packets > 0),
+                    _ => look.for_work(queue, moved.packets > 0),
                 };
                 match looked {
                     Looked::Found => {}
@@ -380,10 +392,10 @@ fn move_packets(
                     Looked::Long => {}
                 }
             }
-            Step::NotReady => {
+            Pause::NotReady => {
                 finish(queue, sock)?;
                 let looked = match queue.index() {
-                    RX => look.for_work(queue, packets > 0),
+                    RX => look.for_work(queue, moved.packets > 0),
                     _ => Looked::Long,
                 };
                 match looked {
@@ -397,7 +409,8 @@ fn move_packets(
                 }
             }
         }
-        packets += 1;
+        // A guest that makes one buffer available at a time can't keep the worker.
+        moved.add(0, 0);
     }
     queue.run_again();
     Ok(())
@@ -542,150 +555,172 @@ fn send_batch(batch: &mut XdpBatch, sock: &Socket, errors: &mut u64) {
     }
 }
 
-/// Moves one packet from the guest to the backend. `bytes` were moved before in this turn.
+/// Moves packets from the guest to the backend.
 fn transmit(
     queue: &mut Queue<Net>,
     maps: &Maps,
     target: &Target<'_>,
-    bytes: usize,
-) -> Result<Step, Fault> {
+    moved: &mut Moved,
+) -> Result<Pause, Fault> {
+    match target.batching {
+        Some(layout) => transmit_batch(queue, maps, target.sock, layout, moved),
+        None => transmit_singly(queue, maps, target, moved),
+    }
+}
+
+/// The length in bytes of a packet to transmit: what `segments` have, but for the first `skip`.
+///
+/// Fails with [`EFAULT`] if the chain is not one to transmit.
+#[inline(always)]
+fn packet_len(chain: &Chain, segments: &Segments, skip: usize) -> Result<usize, Fault> {
+    if chain.writable > 0 {
+        return Err(Fault::new(EFAULT, "a buffer to transmit is writable"));
+    }
+    match segments.total().checked_sub(skip) {
+        None | Some(0) => Err(Fault::new(EFAULT, "a packet has no more than its header")),
+        Some(len) => Ok(len),
+    }
+}
+
+/// Moves packets from the guest to a tap, many at a time.
+#[inline(never)]
+fn transmit_batch(
+    queue: &mut Queue<Net>,
+    maps: &Maps,
+    sock: &Socket,
+    layout: Layout,
+    moved: &mut Moved,
+) -> Result<Pause, Fault> {
     let NetQueue {
         own_header,
-        backend_header,
         segments,
         batch,
         ..
     } = &mut queue.state;
-    let (skip, header) = (*own_header, *backend_header);
-    let endian = queue.ring.endian();
+    let (ring, stats) = (&mut queue.ring, &mut queue.stats);
+    let (skip, endian) = (*own_header, ring.endian());
 
-    segments.clear();
-    let mut take = queue.ring.take();
-    let Some(chain) = take.next_chain(maps, segments, None)? else {
-        return Ok(Step::NoBuffer(Cost::default()));
-    };
-    if chain.writable > 0 {
-        return Err(Fault::new(EFAULT, "a buffer to transmit is writable"));
-    }
-    let len = total_len(segments.as_slice()).saturating_sub(skip);
-    if len == 0 {
-        return Err(Fault::new(EFAULT, "a packet has no more than its header"));
-    }
-
-    let sent = if target.batching {
-        match batch.push(segments.as_slice(), skip, len, header, target.xdp) {
-            Ok(header) => {
-                let good = complete_header(header, len, endian);
-                if !good {
+    while ring.unpublished() < BATCH && !moved.is_enough() {
+        segments.clear();
+        let mut take = ring.take();
+        let Some(chain) = take.next_chain(maps, segments, None)? else {
+            return Ok(Pause::NoBuffer);
+        };
+        let len = packet_len(&chain, segments, skip)?;
+        let sent = match batch.push(layout, segments, skip) {
+            Ok(header) => match complete_header(header, len, endian) {
+                true => Ok(()),
+                false => {
                     batch.pop();
+                    Err(EINVAL)
                 }
-                good.then_some(()).ok_or(EINVAL)
-            }
+            },
             Err(ENOSPC) => {
                 // Too long for a batch: by itself, behind those that came before.
-                send_batch(batch, target.sock, &mut queue.stats.errors);
-                target
-                    .sock
-                    .send(segments.as_slice(), skip, false)
-                    .map(|_| ())
+                send_batch(batch, sock, &mut stats.errors);
+                sock.send(segments, skip, false).map(|_| ())
             }
             Err(EINVAL) => return Err(Fault::new(EFAULT, "a packet is shorter than its header")),
             Err(EFAULT) => return Err(Fault::new(EFAULT, "a buffer to transmit can't be read")),
             Err(err) => Err(err),
-        }
-    } else {
-        let more = bytes.saturating_add(len) < BYTE_WEIGHT && !take.is_last();
-        if target.zerocopy {
-            let cost = Cost {
-                bytes: len,
-                descriptors: chain.descriptors,
-            };
-            let step = transmit_zerocopy(&mut queue.state, &mut queue.stats, take, cost, more);
-            if let Some(zerocopy) = queue.state.zerocopy() {
-                zerocopy.complete(&mut queue.ring);
+        };
+        match sent {
+            Ok(()) => {
+                stats.packets += 1;
+                stats.bytes += len.saturating_sub(layout.header()) as u64;
             }
-            return Ok(step);
+            // Given back to the ring, to be tried again.
+            Err(EAGAIN | ENOMEM | ENOBUFS) => return Ok(Pause::NotReady),
+            // What is wrong with it will not get better.
+            Err(_) => stats.errors += 1,
         }
-        target
-            .sock
-            .send(segments.as_slice(), skip, more)
-            .map(|_| ())
-    };
-    match sent {
-        Ok(()) => {
-            queue.stats.packets += 1;
-            queue.stats.bytes += len.saturating_sub(header) as u64;
-        }
-        // Given back to the ring, to be tried again.
-        Err(EAGAIN | ENOMEM | ENOBUFS) => return Ok(Step::NotReady),
-        // What is wrong with it will not get better.
-        Err(_) => queue.stats.errors += 1,
+        moved.add(len, chain.descriptors);
+        take.complete();
     }
-    take.complete();
-    Ok(Step::Done(Cost {
-        bytes: len,
-        descriptors: chain.descriptors,
-    }))
+    Ok(Pause::Enough)
 }
 
-/// Sends the packet whose chain is `take` and whose buffers are in `state`, without a copy if that
-/// is worth it. `more` says that another one follows at once.
-fn transmit_zerocopy(
-    state: &mut NetQueue,
-    stats: &mut Stats,
-    take: Take<'_, CurrentMm>,
-    cost: Cost,
-    more: bool,
-) -> Step {
-    let (skip, segments) = (state.own_header, state.segments.as_slice());
-    let Some(Backend {
-        sock,
-        zerocopy: Some(zerocopy),
+/// Moves packets from the guest to a backend that takes them one by one.
+#[inline(never)]
+fn transmit_singly(
+    queue: &mut Queue<Net>,
+    maps: &Maps,
+    target: &Target<'_>,
+    moved: &mut Moved,
+) -> Result<Pause, Fault> {
+    let NetQueue {
+        backend,
+        own_header,
+        backend_header,
+        segments,
         ..
-    }) = &mut state.backend
-    else {
-        return Step::NotReady;
-    };
-    let body = skip.saturating_add(state.backend_header);
-    let sent = if zerocopy.wants(cost.bytes, segments, body, take.num()) && sock.completes_ubufs() {
-        zerocopy.send(sock, take, segments, skip)
-    } else {
-        match sock.send(segments, skip, more) {
-            Ok(_) => {
-                take.complete();
-                Ok(())
+    } = &mut queue.state;
+    let (ring, stats) = (&mut queue.ring, &mut queue.stats);
+    let (skip, sock) = (*own_header, target.sock);
+    let mut zerocopy = backend
+        .as_mut()
+        .and_then(|backend| backend.zerocopy.as_mut())
+        .filter(|_| target.zerocopy);
+
+    while ring.unpublished() < BATCH && !moved.is_enough() {
+        segments.clear();
+        let mut take = ring.take();
+        let Some(chain) = take.next_chain(maps, segments, None)? else {
+            return Ok(Pause::NoBuffer);
+        };
+        let len = packet_len(&chain, segments, skip)?;
+        let body = skip.saturating_add(*backend_header);
+        let wanted = zerocopy.as_mut().filter(|zerocopy| {
+            zerocopy.wants(len, segments, body, take.num()) && sock.completes_ubufs()
+        });
+        let failed = match wanted {
+            Some(zerocopy) => zerocopy.send(sock, take, segments, skip),
+            None => {
+                let more = moved.bytes + (len as u64) < BYTE_WEIGHT && !take.is_last();
+                match sock.send(segments, skip, more) {
+                    Ok(_) => {
+                        take.complete();
+                        Ok(())
+                    }
+                    Err(err) => Err((err, take)),
+                }
             }
-            Err(err) => Err((err, take)),
-        }
-    };
-    match sent {
-        Ok(()) => {
-            stats.packets += 1;
-            stats.bytes += cost.bytes.saturating_sub(state.backend_header) as u64;
-        }
-        Err((EAGAIN | ENOMEM | ENOBUFS, _)) => return Step::NotReady,
-        Err((_, take)) => {
+        };
+        if let Some((err, take)) = failed.err() {
+            if matches!(err, EAGAIN | ENOMEM | ENOBUFS) {
+                return Ok(Pause::NotReady);
+            }
             stats.errors += 1;
             take.complete();
+        } else {
+            stats.packets += 1;
+            stats.bytes += len.saturating_sub(*backend_header) as u64;
         }
+        if let Some(zerocopy) = &mut zerocopy {
+            zerocopy.count();
+            zerocopy.complete(ring);
+        }
+        moved.add(len, chain.descriptors);
     }
-    zerocopy.count();
-    Step::Done(cost)
+    Ok(Pause::Enough)
 }
 
 /// Makes sure that the header of a packet of `len` bytes covers the checksum that it asks for.
 ///
 /// Returns false if that is outside the packet. A header that is not there asks for nothing.
+#[inline(always)]
 fn complete_header(header: &mut [u8], len: usize, endian: Endian) -> bool {
     let Some((fields, _)) = header.split_first_chunk_mut::<{ header::LEN }>() else {
         return true;
     };
     // The fields, in the order of the specification.
-    let [flags, _gso_type, hdr_len @ ..] = fields;
-    let [h0, h1, _, _, s0, s1, o0, o1] = hdr_len;
-    if *flags & header::F_NEEDS_CSUM == 0 {
-        return true;
-    }
+    let [flags, _gso_type, rest @ ..] = fields;
+    *flags & header::F_NEEDS_CSUM == 0 || cover_checksum(rest, len, endian)
+}
+
+/// As [`complete_header`], for the `fields` behind the type of segmentation.
+fn cover_checksum(fields: &mut [u8; header::LEN - 2], len: usize, endian: Endian) -> bool {
+    let [h0, h1, _, _, s0, s1, o0, o1] = fields;
     let field = |low: &u8, high: &u8| usize::from(endian.u16(u16::from_ne_bytes([*low, *high])));
     let end = field(s0, s1) + field(o0, o1) + 2;
     if end <= field(h0, h1) {
@@ -701,12 +736,13 @@ fn complete_header(header: &mut [u8], len: usize, endian: Endian) -> bool {
     true
 }
 
-/// Moves one packet from the backend to the guest.
-fn receive(queue: &mut Queue<Net>, maps: &Maps) -> Result<Step, Fault> {
+/// Moves packets from the backend to the guest.
+#[inline(never)]
+fn receive(queue: &mut Queue<Net>, maps: &Maps, moved: &mut Moved) -> Result<Pause, Fault> {
     let log = queue.log();
     let mergeable = queue.features.has(Features::MRG_RXBUF);
     let counted = mergeable || queue.features.has(Features::VERSION_1);
-    let endian = queue.ring.endian();
+    let most = if mergeable { MAX_SEGMENTS } else { 1 };
     let NetQueue {
         backend,
         own_header,
@@ -716,81 +752,91 @@ fn receive(queue: &mut Queue<Net>, maps: &Maps) -> Result<Step, Fault> {
         logged,
         ..
     } = &mut queue.state;
-    let skip = *own_header;
+    let (ring, stats) = (&mut queue.ring, &mut queue.stats);
+    let (skip, endian) = (*own_header, ring.endian());
     let Some(receiver) = backend.as_mut().and_then(|b| b.receiver.as_mut()) else {
-        return Ok(Step::NotReady);
+        return Ok(Pause::NotReady);
     };
 
-    let packet = receiver.peek_len();
-    if packet == 0 {
-        return Ok(Step::NotReady);
-    }
-    let sock_len = packet + *backend_header;
-    let len = sock_len + skip;
-
-    segments.clear();
-    dirty.clear();
-    let mut take = queue.ring.take();
-    let most = if mergeable { MAX_SEGMENTS } else { 1 };
-    let mut room = 0;
-    while room < len && usize::from(take.chains()) < most {
-        let before = segments.len();
-        let dirty = log.is_some().then_some(&mut *dirty);
-        let Some(chain) = take.next_chain(maps, segments, dirty)? else {
-            return Ok(Step::NoBuffer(Cost {
-                bytes: 0,
-                descriptors: take.descriptors(),
-            }));
-        };
-        if chain.readable > 0 || chain.writable == 0 {
-            return Err(Fault::new(EINVAL, "a buffer to receive is not writable"));
+    while ring.unpublished() < BATCH && !moved.is_enough() {
+        let packet = receiver.peek_len();
+        if packet == 0 {
+            return Ok(Pause::NotReady);
         }
-        let size = total_len(segments.from(before));
-        take.set_written(size.min(len - room) as u32);
-        room = room.saturating_add(size);
-    }
-    let cost = Cost {
-        bytes: len,
-        descriptors: take.descriptors(),
-    };
-    if room < len {
-        // It will never fit.
-        receiver.discard();
-        queue.stats.errors += 1;
-        return Ok(Step::Done(cost));
-    }
+        let sock_len = packet + *backend_header;
+        let len = sock_len + skip;
 
-    let received = receiver.receive(segments.as_slice(), skip, sock_len);
-    if received != Ok(sock_len) {
-        // Somebody else took it, or the buffers are not mapped. The guest keeps these.
-        queue.stats.errors += 1;
-        return Ok(Step::Done(cost));
-    }
-    if skip > 0 {
-        let zeroes = [0; header::TUNNEL_LEN];
-        let header = zeroes.get(..skip).unwrap_or(&zeroes);
-        write_at(&CurrentMm, segments.as_slice(), 0, header)
-            .map_err(|error| Fault::new(error, "a header can't be written"))?;
-    }
-    if counted {
-        let count = endian.u16(take.chains()).to_ne_bytes();
-        write_at(&CurrentMm, segments.as_slice(), header::NUM_BUFFERS, &count)
-            .map_err(|error| Fault::new(error, "the number of buffers can't be written"))?;
-    }
-    if let Some(log) = log {
-        let marked = match (&queue.iotlb, &queue.mem) {
-            (Some(_), Some(mem)) => log_user(log, mem, segments.as_slice(), len),
-            _ => log_packet(log, dirty, len),
-        };
-        match marked {
-            Ok(()) => *logged = true,
-            Err(_) => queue.stats.errors += 1,
+        segments.clear();
+        dirty.clear();
+        let mut take = ring.take();
+        let mut room = 0;
+        while room < len && usize::from(take.chains()) < most {
+            let dirty = log.is_some().then_some(&mut *dirty);
+            let Some(chain) = take.next_chain(maps, segments, dirty)? else {
+                moved.descriptors += take.descriptors();
+                return Ok(Pause::NoBuffer);
+            };
+            if chain.readable > 0 || chain.writable == 0 {
+                return Err(Fault::new(EINVAL, "a buffer to receive is not writable"));
+            }
+            let before = room;
+            room = segments.total();
+            take.set_written((room.min(len) - before) as u32);
         }
+        moved.add(len, take.descriptors());
+        if room < len {
+            // It will never fit.
+            receiver.discard();
+            stats.errors += 1;
+            continue;
+        }
+        if receiver.receive(segments, skip, sock_len) != Ok(sock_len) {
+            // Somebody else took it, or the buffers are not mapped. The guest keeps these.
+            stats.errors += 1;
+            continue;
+        }
+        if skip > 0 {
+            let zeroes = [0; header::TUNNEL_LEN];
+            let header = zeroes.get(..skip).unwrap_or(&zeroes);
+            write_at(&CurrentMm, segments.as_slice(), 0, header)
+                .because("a header can't be written")?;
+        }
+        if counted {
+            write_count(segments.as_slice(), endian.u16(take.chains()))
+                .because("the number of buffers can't be written")?;
+        }
+        if let Some(log) = log {
+            let marked = match (&queue.iotlb, &queue.mem) {
+                (Some(_), Some(mem)) => log_user(log, mem, segments.as_slice(), len),
+                _ => log_packet(log, dirty, len),
+            };
+            match marked {
+                Ok(()) => *logged = true,
+                Err(_) => stats.errors += 1,
+            }
+        }
+        take.complete();
+        stats.packets += 1;
+        stats.bytes += packet as u64;
     }
-    take.complete();
-    queue.stats.packets += 1;
-    queue.stats.bytes += packet as u64;
-    Ok(Step::Done(cost))
+    Ok(Pause::Enough)
+}
+
+/// Writes the number of buffers, in the ring's byte order, into a packet's header.
+#[inline(always)]
+fn write_count(segments: &[Segment], count: u16) -> Result {
+    match segments {
+        [first, ..] if first.len() >= header::MRG_LEN => {
+            let addr = first.addr().offset(header::NUM_BUFFERS as u64);
+            CurrentMm.store_u16(addr, count)
+        }
+        _ => write_at(
+            &CurrentMm,
+            segments,
+            header::NUM_BUFFERS,
+            &count.to_ne_bytes(),
+        ),
+    }
 }
 
 /// Marks the first `len` bytes of `dirty` in the log.

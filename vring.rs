@@ -97,7 +97,8 @@ impl Fault {
 }
 
 /// Gives an error its reason.
-trait Because<T> {
+pub trait Because<T> {
+    /// The same result, with the fault that the error is.
     fn because(self, why: &'static str) -> Result<T, Fault>;
 }
 
@@ -197,6 +198,20 @@ impl Desc {
 
     #[inline(always)]
     fn new(raw: RawDesc, endian: Endian) -> Self {
+        if endian == Endian::NATIVE {
+            Self::convert(raw, Endian::NATIVE)
+        } else {
+            Self::convert_foreign(raw, endian)
+        }
+    }
+
+    #[cold]
+    fn convert_foreign(raw: RawDesc, endian: Endian) -> Self {
+        Self::convert(raw, endian)
+    }
+
+    #[inline(always)]
+    fn convert(raw: RawDesc, endian: Endian) -> Self {
         Self {
             addr: Iova::new(endian.u64(raw.addr)),
             len: endian.u32(raw.len),
@@ -208,6 +223,12 @@ impl Desc {
     #[inline(always)]
     fn has(&self, flag: u16) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Whether it is a chain by itself, of one buffer.
+    #[inline(always)]
+    fn is_whole(&self) -> bool {
+        self.flags & (Self::F_NEXT | Self::F_INDIRECT) == 0
     }
 }
 
@@ -275,13 +296,14 @@ impl Area {
         addr: UserAddr,
         len: u64,
         access: Access,
+        hint: &mut Hint,
         scratch: &mut Segments,
     ) -> Result<Self, Fault> {
         let why = "the ring is not in memory";
         let addr = Iova::new(addr.get());
         let len = u32::try_from(len).map_err(|_| Fault::new(EINVAL, why))?;
         scratch.clear();
-        maps.translate(addr, len, access, &mut Hint::default(), scratch)
+        maps.translate(addr, len, access, hint, scratch)
             .because(why)?;
         let mut area = Self::default();
         match scratch.as_slice() {
@@ -395,7 +417,8 @@ impl Heads {
         if at >= self.count {
             return None;
         }
-        self.entries.get(usize::from(at)).copied()
+        // There are no more than `HEADS`.
+        Some(self.entries[usize::from(at) % HEADS])
     }
 }
 
@@ -476,7 +499,6 @@ pub struct Vring<M> {
     /// Changes, and wraps, when deferred chains are forgotten.
     era: u32,
     hint: Hint,
-    table_hint: Hint,
     /// The user memory of the indirect table that is being read.
     table: Segments,
 }
@@ -520,7 +542,6 @@ impl<M: UserMemory> Vring<M> {
             limit: 1,
             era: 0,
             hint: Hint::default(),
-            table_hint: Hint::default(),
             table: Segments::new()?,
         })
     }
@@ -615,7 +636,8 @@ impl<M: UserMemory> Vring<M> {
         let (maps, addrs) = (iotlb.maps(), self.addrs);
         let desc_size = u64::from(self.num) * DESC_SIZE as u64;
         let (avail_size, used_size) = (self.avail_size(), self.used_size());
-        let mut area = |addr, len, access| Area::resolve(maps, addr, len, access, &mut self.table);
+        let (hint, table) = (&mut self.hint, &mut self.table);
+        let mut area = |addr, len, access| Area::resolve(maps, addr, len, access, hint, table);
         self.desc = area(addrs.desc, desc_size, Access::Read)?;
         self.avail = area(addrs.avail, avail_size, Access::Read)?;
         self.used = area(addrs.used, used_size, Access::Write)?;
@@ -695,8 +717,10 @@ impl<M: UserMemory> Vring<M> {
         if let Some(iotlb) = iotlb {
             // No more of the ring has to be there yet.
             let (maps, addr, len) = (iotlb.maps(), self.addrs.used, IDX + 2);
-            Area::resolve(maps, addr, len, Access::Read, &mut self.table)?;
-            self.used = Area::resolve(maps, addr, len, Access::Write, &mut self.table)?;
+            let (hint, table) = (&mut self.hint, &mut self.table);
+            let mut area = |access| Area::resolve(maps, addr, len, access, hint, table);
+            area(Access::Read)?;
+            self.used = area(Access::Write)?;
         }
         let before = core::mem::replace(&mut self.endian, endian);
         let started = self.try_start();
@@ -726,13 +750,12 @@ impl<M: UserMemory> Vring<M> {
     /// Starts to take the chains of a packet.
     #[inline(always)]
     pub fn take(&mut self) -> Take<'_, M> {
-        let done = self.done.len();
         Take {
-            ring: self,
-            done,
+            done: self.done.len(),
+            next_desc: self.next_desc,
             chains: 0,
-            descs: 0,
             descriptors: 0,
+            ring: self,
         }
     }
 
@@ -923,7 +946,7 @@ impl<M: UserMemory> Vring<M> {
     }
 
     /// Reads the driver's index. Returns whether it moved.
-    #[inline]
+    #[inline(never)]
     fn read_avail_idx(&mut self) -> Result<bool, Fault> {
         let raw = self
             .avail
@@ -944,11 +967,13 @@ impl<M: UserMemory> Vring<M> {
     }
 
     /// The first descriptor of the chain at `next_avail`, which the driver has made available.
-    #[inline]
+    #[inline(always)]
     fn head(&mut self) -> Result<u16> {
-        if let Some(next) = self.next_desc.filter(|_| self.in_order) {
-            // The driver takes its descriptors in the order of the table.
-            return Ok(self.slot(next));
+        if self.in_order {
+            if let Some(next) = self.next_desc {
+                // The driver takes its descriptors in the order of the table.
+                return Ok(self.slot(next));
+            }
         }
         let index = self.next_avail;
         let raw = match self.heads.get(index) {
@@ -959,6 +984,7 @@ impl<M: UserMemory> Vring<M> {
     }
 
     /// Reads the available entries from `index` to the end of the ring, and returns the first.
+    #[inline(never)]
     fn read_heads(&mut self, index: u16) -> Result<u16> {
         let at = self.slot(index);
         let offset = ENTRIES + u64::from(at) * 2;
@@ -983,69 +1009,48 @@ impl<M: UserMemory> Vring<M> {
     }
 
     #[inline(always)]
-    fn read_desc(&self, index: u16) -> Result<RawDesc> {
+    fn read_desc(&self, index: u16) -> Result<Desc, Fault> {
         let offset = u64::from(index) * DESC_SIZE as u64;
-        if self.desc.flat {
-            return RawDesc::read(&self.mem, self.desc.base.offset(offset));
-        }
+        let raw = if self.desc.flat {
+            RawDesc::read(&self.mem, self.desc.base.offset(offset))
+        } else {
+            self.read_desc_pieces(offset)
+        };
+        let raw = raw.because("a descriptor can't be read")?;
+        Ok(Desc::new(raw, self.endian))
+    }
+
+    #[cold]
+    fn read_desc_pieces(&self, offset: u64) -> Result<RawDesc> {
         let mut raw = RawDesc::default();
         self.desc
             .read_pieces(&self.mem, offset, raw.as_mut_bytes())?;
         Ok(raw)
     }
 
-    /// Follows the chain from `head` and adds its buffers to `out`. `before` descriptors of the
-    /// packet were read before. Returns the chain, and how many descriptors it has in the ring
-    /// itself.
-    fn follow(
-        &mut self,
-        head: u16,
-        maps: &Maps,
-        out: &mut Segments,
-        dirty: Option<&mut DirtyList>,
-        before: u32,
-    ) -> Result<(Chain, u16), Fault> {
-        let mut parts = Parts {
-            maps,
-            out,
-            dirty,
-            readable: 0,
-            writable: 0,
-            descriptors: before,
-        };
-        let mut index = head;
-        let mut found = 0;
-
+    /// Follows the chain whose first descriptor is `desc`. Returns how many descriptors it has in
+    /// the ring itself.
+    #[inline(never)]
+    fn follow(&mut self, mut desc: Desc, mut parts: Parts<'_>) -> Result<(Found, u16), Fault> {
+        let mut count = 1;
         loop {
-            if index >= self.num {
-                return Err(Fault::new(EINVAL, "a descriptor index is out of range"));
-            }
-            found += 1;
-            if found > self.num {
-                return Err(Fault::new(EINVAL, "a chain of descriptors loops"));
-            }
-            let raw = self
-                .read_desc(index)
-                .because("a descriptor can't be read")?;
-            let desc = Desc::new(raw, self.endian);
-
             if desc.has(Desc::F_INDIRECT) {
                 self.follow_indirect(desc, &mut parts)?;
             } else {
                 parts.add(desc, &mut self.hint)?;
             }
             if !desc.has(Desc::F_NEXT) {
-                break;
+                return Ok((parts.found, count));
             }
-            index = desc.next;
+            if desc.next >= self.num {
+                return Err(Fault::new(EINVAL, "a descriptor index is out of range"));
+            }
+            count += 1;
+            if count > self.num {
+                return Err(Fault::new(EINVAL, "a chain of descriptors loops"));
+            }
+            desc = self.read_desc(desc.next)?;
         }
-        let chain = Chain {
-            head,
-            readable: parts.readable,
-            writable: parts.writable,
-            descriptors: parts.descriptors - before,
-        };
-        Ok((chain, found))
     }
 
     /// Adds the buffers of the indirect table that `desc` names (virtio 1.3, section 2.7.5.3).
@@ -1065,7 +1070,7 @@ impl<M: UserMemory> Vring<M> {
                 desc.addr,
                 desc.len,
                 Access::Read,
-                &mut self.table_hint,
+                &mut self.hint,
                 &mut self.table,
             )
             .because("an indirect table is not in memory")?;
@@ -1089,6 +1094,36 @@ impl<M: UserMemory> Vring<M> {
             }
         }
         Err(Fault::new(EINVAL, "an indirect table goes on past its end"))
+    }
+
+    /// Makes one used entry of those behind the first `done`, for a packet of so many chains: it has
+    /// the head of the last chain, and what was written there. The driver knows that the chains
+    /// before it are full.
+    fn merge(&mut self, done: usize, chains: u16) {
+        let Some(last) = self.done.last().copied().filter(|_| chains > 0) else {
+            return;
+        };
+        self.done.truncate(done);
+        // Chains that nothing was written to need no entry of their own.
+        if let (Some(elem), Some(span)) = (self.done.last_mut(), self.spans.last_mut()) {
+            if elem.len == 0 && last.len == 0 {
+                elem.id = last.id;
+                *span = span.wrapping_add(chains);
+                return;
+            }
+        }
+        // There is room: the entries of the packet were just taken away.
+        let _ = self.done.push_within_capacity(last);
+        let _ = self.spans.push_within_capacity(chains);
+    }
+
+    /// Gives the last `chains` that were taken back. Before them, there were `done` entries, and
+    /// `next_desc` came next.
+    #[inline(never)]
+    fn give_back(&mut self, done: usize, next_desc: Option<u16>, chains: u16) {
+        self.done.truncate(done);
+        self.next_desc = next_desc;
+        self.next_avail = self.next_avail.wrapping_sub(chains);
     }
 
     /// What is wrong when another chain is to be taken and `out_there` are not published.
@@ -1179,22 +1214,29 @@ fn passed_event(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
-/// What was found of a chain.
+/// What was found of a packet's chains; of the one at hand, how many segments.
+#[derive(Clone, Copy)]
+struct Found {
+    readable: usize,
+    writable: usize,
+    descriptors: u32,
+}
+
+/// Where what is found goes to.
 struct Parts<'a> {
     maps: &'a Maps,
     out: &'a mut Segments,
     dirty: Option<&'a mut DirtyList>,
-    readable: usize,
-    writable: usize,
-    descriptors: u32,
+    found: Found,
 }
 
 impl Parts<'_> {
     /// Adds the buffer of a descriptor.
     #[inline(always)]
     fn add(&mut self, desc: Desc, hint: &mut Hint) -> Result<(), Fault> {
-        self.descriptors += 1;
-        if self.descriptors > MAX_PACKET {
+        let found = &mut self.found;
+        found.descriptors += 1;
+        if found.descriptors > MAX_PACKET {
             return Err(Fault::new(EINVAL, "a packet has too many descriptors"));
         }
         let before = self.out.len();
@@ -1209,7 +1251,7 @@ impl Parts<'_> {
         let count = self.out.len() - before;
 
         if access == Access::Write {
-            self.writable += count;
+            found.writable += count;
             if let Some(dirty) = self.dirty.as_deref_mut().filter(|_| count > 0) {
                 dirty
                     .push(Dirty {
@@ -1218,13 +1260,13 @@ impl Parts<'_> {
                     })
                     .because("a chain has too many buffers to log")?;
             }
-        } else if self.writable > 0 {
+        } else if found.writable > 0 {
             return Err(Fault::new(
                 EINVAL,
                 "a readable buffer follows a writable one",
             ));
         } else {
-            self.readable += count;
+            found.readable += count;
         }
         Ok(())
     }
@@ -1291,9 +1333,9 @@ pub struct Take<'ring, M: UserMemory> {
     ring: &'ring mut Vring<M>,
     /// The length of `ring.done` before; the chains of this packet follow.
     done: usize,
+    /// As `ring.next_desc` was before.
+    next_desc: Option<u16>,
     chains: u16,
-    /// The descriptors of these chains in the ring itself, a number that wraps.
-    descs: u16,
     /// All descriptors that were read for these chains.
     descriptors: u32,
 }
@@ -1306,7 +1348,7 @@ impl<M: UserMemory> Take<'_, M> {
     /// ring or the chain is malformed, with [`EFAULT`] if part of it is not in memory, with
     /// [`ENOBUFS`] if it has too many pieces, and with [`E2BIG`] if an indirect table is too long.
     /// After an error the chain is still in the ring.
-    #[inline]
+    #[inline(always)]
     pub fn next_chain(
         &mut self,
         maps: &Maps,
@@ -1329,8 +1371,23 @@ impl<M: UserMemory> Take<'_, M> {
         if head >= ring.num {
             return Err(Fault::new(EINVAL, "the head of a chain is out of range"));
         }
-        let (chain, descs) = ring.follow(head, maps, out, dirty, self.descriptors)?;
-        self.descriptors += chain.descriptors;
+        let desc = ring.read_desc(head)?;
+        let mut parts = Parts {
+            maps,
+            out,
+            dirty,
+            found: Found {
+                readable: 0,
+                writable: 0,
+                descriptors: self.descriptors,
+            },
+        };
+        let (found, descs) = if desc.is_whole() {
+            parts.add(desc, &mut ring.hint)?;
+            (parts.found, 1)
+        } else {
+            ring.follow(desc, parts)?
+        };
         ring.done
             .push_within_capacity(UsedElem {
                 id: ring.endian.u32(u32::from(head)),
@@ -1338,9 +1395,17 @@ impl<M: UserMemory> Take<'_, M> {
             })
             .map_err(|_| Fault::new(ENOBUFS, "too many chains are completed"))?;
         ring.next_avail = ring.next_avail.wrapping_add(1);
-        ring.next_desc = Some(head.wrapping_add(descs));
+        if ring.in_order {
+            ring.next_desc = Some(head.wrapping_add(descs));
+        }
+        let chain = Chain {
+            head,
+            readable: found.readable,
+            writable: found.writable,
+            descriptors: found.descriptors - self.descriptors,
+        };
+        self.descriptors = found.descriptors;
         self.chains = self.chains.wrapping_add(1);
-        self.descs = self.descs.wrapping_add(descs);
         Ok(Some(chain))
     }
 
@@ -1365,7 +1430,7 @@ impl<M: UserMemory> Take<'_, M> {
     }
 
     /// Says how many bytes the device wrote to the chain that was taken last; none until said.
-    #[inline]
+    #[inline(always)]
     pub fn set_written(&mut self, len: u32) {
         let ring = &mut *self.ring;
         if self.chains > 0 {
@@ -1376,15 +1441,14 @@ impl<M: UserMemory> Take<'_, M> {
     }
 
     /// Completes the chains: the next [`Vring::publish`] gives them to the driver.
-    #[inline]
-    pub fn complete(mut self) {
+    #[inline(always)]
+    pub fn complete(self) {
         if self.ring.in_order {
-            self.merge();
+            self.ring.merge(self.done, self.chains);
         }
         self.ring.unpublished += usize::from(self.chains);
-        self.done = self.ring.done.len();
-        self.chains = 0;
-        self.descs = 0;
+        // They are not to be given back.
+        core::mem::forget(self);
     }
 
     /// Takes the chain out of the ring until [`Vring::complete_deferred`], in whatever order.
@@ -1397,7 +1461,6 @@ impl<M: UserMemory> Take<'_, M> {
         }
         let elem = self.ring.done.pop()?;
         self.chains = 0;
-        self.descs = 0;
         self.ring.deferred += 1;
         self.ring.update_limit();
         Some(Deferred {
@@ -1405,35 +1468,11 @@ impl<M: UserMemory> Take<'_, M> {
             era: self.ring.era,
         })
     }
-
-    /// Makes one used entry of those of the packet: it has the head of the last chain, and what
-    /// was written there. The driver knows that the chains before it are full.
-    fn merge(&mut self) {
-        let ring = &mut *self.ring;
-        let Some(last) = ring.done.last().copied().filter(|_| self.chains > 0) else {
-            return;
-        };
-        ring.done.truncate(self.done);
-        // Chains that nothing was written to need no entry of their own.
-        if let (Some(elem), Some(span)) = (ring.done.last_mut(), ring.spans.last_mut()) {
-            if elem.len == 0 && last.len == 0 {
-                elem.id = last.id;
-                *span = span.wrapping_add(self.chains);
-                return;
-            }
-        }
-        // There is room: the entries of the packet were just taken away.
-        let _ = ring.done.push_within_capacity(last);
-        let _ = ring.spans.push_within_capacity(self.chains);
-    }
 }
 
 impl<M: UserMemory> Drop for Take<'_, M> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
-        self.ring.done.truncate(self.done);
-        self.ring.next_avail = self.ring.next_avail.wrapping_sub(self.chains);
-        let next = self.ring.next_desc;
-        self.ring.next_desc = next.map(|next| next.wrapping_sub(self.descs));
+        self.ring.give_back(self.done, self.next_desc, self.chains);
     }
 }

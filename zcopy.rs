@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 use crate::{
+    memtable::Segments,
     sys::{
         socket::Socket,
         uaccess::CurrentMm,
@@ -20,7 +21,6 @@ use crate::{
             MAX_PACKETS, //
         },
     },
-    usermem::Segment,
     vhost::{
         user_bufs,
         Driver,
@@ -76,9 +76,9 @@ impl<D: Driver> ZeroCopy<D> {
 
     /// Whether a packet of `len` bytes, with the backend's header, is to go without a copy. It is
     /// `segments` without their first `skip` bytes, and the ring has `num` descriptors.
-    pub fn wants(&self, len: usize, segments: &[Segment], skip: usize, num: u16) -> bool {
+    pub fn wants(&self, len: usize, segments: &Segments, skip: usize, num: u16) -> bool {
         len >= MIN_LEN
-            && ubuf::fits(segments, skip)
+            && ubuf::fits(segments.as_slice(), skip)
             && self.has_room(num)
             && !self.held
             && self.packets / PACKETS_A_FAILURE >= self.failures
@@ -98,7 +98,7 @@ impl<D: Driver> ZeroCopy<D> {
         &mut self,
         sock: &Socket,
         take: Take<'ring, CurrentMm>,
-        segments: &[Segment],
+        segments: &Segments,
         skip: usize,
     ) -> Result<(), (Error, Take<'ring, CurrentMm>)> {
         // None follows: a tap may keep a packet until the next one, and that may never come.

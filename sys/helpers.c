@@ -162,6 +162,14 @@ __vhost_helper void rust_helper_skb_queue_unlock(struct sk_buff_head *list, unsi
 	spin_unlock_irqrestore(&list->lock, flags);
 }
 
+/* linux/uio.h */
+
+__vhost_helper void rust_helper_iov_iter_ubuf(struct iov_iter *i, unsigned int direction,
+					      void __user *buf, size_t count)
+{
+	iov_iter_ubuf(i, direction, buf, count);
+}
+
 /* linux/uaccess.h */
 
 __vhost_helper bool rust_helper_access_ok(const void __user *addr, unsigned long size)
@@ -185,6 +193,24 @@ __vhost_helper int rust_helper_get_user_u64x2(u64 *to, const u64 __user *from)
 	scoped_user_read_access_size(from, 2 * sizeof(*from), Efault) {
 		unsafe_get_user(to[0], from, Efault);
 		unsafe_get_user(to[1], from + 1, Efault);
+	}
+	return 0;
+
+Efault:
+	return -EFAULT;
+}
+
+/* For @size from 8 on: whole words, then the last one, which may overlap them. */
+__vhost_helper int rust_helper_copy_words_from_user(void *to, const void __user *from, size_t size)
+{
+	size_t i;
+
+	might_fault();
+	scoped_user_read_access_size(from, size, Efault) {
+		for (i = 0; i < size - sizeof(u64); i += sizeof(u64))
+			unsafe_get_user(*(u64 *)(to + i), (const u64 __user *)(from + i), Efault);
+		i = size - sizeof(u64);
+		unsafe_get_user(*(u64 *)(to + i), (const u64 __user *)(from + i), Efault);
 	}
 	return 0;
 
@@ -231,6 +257,11 @@ __vhost_helper u16 rust_helper_sk_type(const struct sock *sk)
 __vhost_helper u32 rust_helper_xdp_frame_len(const struct xdp_frame *frame)
 {
 	return frame->len;
+}
+
+__vhost_helper void *rust_helper_xdp_hard_start(const struct xdp_buff *xdp)
+{
+	return xdp->data_hard_start;
 }
 
 __vhost_helper void rust_helper_xdp_init_buff(struct xdp_buff *xdp, u32 frame_sz)

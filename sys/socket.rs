@@ -12,9 +12,9 @@ use super::{
     poll::Pollable,
     xdp::XdpBatch, //
 };
-use crate::usermem::{
-    total_len,
-    Segment, //
+use crate::{
+    memtable::Segments,
+    usermem::Segment, //
 };
 use core::{
     mem::MaybeUninit,
@@ -197,7 +197,7 @@ impl Socket {
     /// `more` says that another one follows at once. Returns the number of bytes that were taken.
     /// Fails as the socket's `sendmsg` does: with [`EAGAIN`] if the socket is full, with
     /// [`ENOMEM`] or [`ENOBUFS`], or because the packet is bad.
-    pub fn send(&self, segments: &[Segment], skip: usize, more: bool) -> Result<usize> {
+    pub fn send(&self, segments: &Segments, skip: usize, more: bool) -> Result<usize> {
         self.send_with(segments, skip, more, None)
     }
 
@@ -212,7 +212,7 @@ impl Socket {
     /// it is completed or this fails.
     pub(super) unsafe fn send_ubuf(
         &self,
-        segments: &[Segment],
+        segments: &Segments,
         skip: usize,
         more: bool,
         ubuf: *mut bindings::ubuf_info,
@@ -232,7 +232,7 @@ impl Socket {
     #[inline(always)]
     fn send_with(
         &self,
-        segments: &[Segment],
+        segments: &Segments,
         skip: usize,
         more: bool,
         ctl: Option<&mut local::tun_msg_ctl>,
@@ -248,7 +248,7 @@ impl Socket {
             msg.msg_controllen = size_of_val(ctl);
             msg.__bindgen_anon_1.msg_control = ptr::from_mut(ctl).cast::<c_void>();
         }
-        let len = total_len(segments);
+        let len = segments.total().saturating_sub(skip);
         init_iter(
             &mut msg.msg_iter,
             bindings::ITER_SOURCE,
@@ -256,7 +256,7 @@ impl Socket {
             skip,
             len,
         );
-        self.sendmsg(&mut msg, len.saturating_sub(skip))
+        self.sendmsg(&mut msg, len)
     }
 
     /// Sends the packets of a batch and empties it. Never waits.
@@ -304,14 +304,15 @@ impl Socket {
         usize::try_from(sent).map_err(|_| Error::from_errno(sent))
     }
 
-    /// Receives a packet of at most `len` bytes into `segments` without their first `skip` bytes.
-    /// `control` goes to a tap as the packet that it is to deliver.
+    /// Receives a packet of at most `len` bytes into `segments`, if any, without their first `skip`
+    /// bytes. `control` goes to a tap as the packet that it is to deliver.
     ///
     /// Returns the number of bytes that the packet has, or fails as the socket's `recvmsg` does.
+    #[inline(always)]
     fn recvmsg(
         &self,
         control: *mut c_void,
-        segments: &[Segment],
+        segments: Option<&Segments>,
         skip: usize,
         len: usize,
     ) -> Result<usize> {
@@ -319,11 +320,13 @@ impl Socket {
         // SAFETY: By the type invariant the socket is valid, and each socket has its operations.
         let recvmsg = unsafe { (*(*sock).ops).recvmsg }.ok_or(ENOTSOCK)?;
         let mut msg = bindings::msghdr::default();
-        let end = total_len(segments).min(skip.saturating_add(len));
-        init_iter(&mut msg.msg_iter, bindings::ITER_DEST, segments, skip, end);
+        if let Some(segments) = segments {
+            init_iter(&mut msg.msg_iter, bindings::ITER_DEST, segments, skip, len);
+        }
         msg.__bindgen_anon_1.msg_control = control;
         let flags = (bindings::MSG_DONTWAIT | bindings::MSG_TRUNC) as c_int;
-        // SAFETY: The socket and the message are valid for the call.
+        // SAFETY: The socket and the message are valid for the call. An iterator that is all
+        // zeroes is one over no user memory.
         let received = unsafe { recvmsg(sock, &mut msg, len, flags) };
         usize::try_from(received).map_err(|_| Error::from_errno(received))
     }
@@ -359,8 +362,40 @@ impl Drop for Socket {
     }
 }
 
-/// Makes `iter` go over `segments` from byte `skip` to byte `end`, which is no more than there is.
+/// Makes `iter` go over at most `len` bytes of `segments` behind their first `skip` bytes.
+#[inline(always)]
 fn init_iter(
+    iter: &mut bindings::iov_iter,
+    direction: u32,
+    segments: &Segments,
+    skip: usize,
+    len: usize,
+) {
+    match segments.as_slice() {
+        [segment] => {
+            let rest = segment.skip(skip);
+            // SAFETY: Where the segment points to is checked at the access.
+            unsafe {
+                local::iov_iter_ubuf(
+                    iter,
+                    direction,
+                    rest.addr().get() as *mut c_void,
+                    rest.len().min(len),
+                )
+            }
+        }
+        list => init_iter_list(
+            iter,
+            direction,
+            list,
+            skip,
+            segments.total().min(skip.saturating_add(len)),
+        ),
+    }
+}
+
+/// Makes `iter` go over `segments` from byte `skip` to byte `end`, which is no more than there is.
+fn init_iter_list(
     iter: &mut bindings::iov_iter,
     direction: u32,
     segments: &[Segment],
@@ -406,7 +441,7 @@ unsafe impl Send for RingBatch {}
 
 impl RingBatch {
     /// The packet that comes next, which stays where it is.
-    #[inline]
+    #[inline(always)]
     fn peek(&mut self) -> Option<*mut c_void> {
         if self.head == self.tail && !self.refill() {
             return None;
@@ -417,7 +452,7 @@ impl RingBatch {
     }
 
     /// The packet that comes next, which is the caller's now.
-    #[inline]
+    #[inline(always)]
     fn pop(&mut self) -> Option<*mut c_void> {
         let frame = self.peek()?;
         // INVARIANT: The frame at `head` is no longer ours.
@@ -425,6 +460,7 @@ impl RingBatch {
         Some(frame)
     }
 
+    #[inline(never)]
     fn refill(&mut self) -> bool {
         // SAFETY: By the type invariant the ring is valid, and the array has the given length. The
         // consumer's lock is held, as both functions want.
@@ -523,7 +559,7 @@ impl Receiver {
 
     /// The length in bytes of the packet that comes next, without the header that a tap may put in
     /// front of it; 0 if there is none.
-    #[inline]
+    #[inline(always)]
     pub fn peek_len(&mut self) -> usize {
         match &mut self.0 {
             Source::Ring(batch) => {
@@ -550,8 +586,18 @@ impl Receiver {
     /// Returns the number of bytes that the packet has. Fails with [`EAGAIN`] if there is no
     /// packet any more, or as the socket's `recvmsg` does. A tap need not tell if `segments` could
     /// not be written.
-    #[inline]
-    pub fn receive(&mut self, segments: &[Segment], skip: usize, len: usize) -> Result<usize> {
+    #[inline(always)]
+    pub fn receive(&mut self, segments: &Segments, skip: usize, len: usize) -> Result<usize> {
+        self.receive_to(Some(segments), skip, len)
+    }
+
+    #[inline(always)]
+    fn receive_to(
+        &mut self,
+        segments: Option<&Segments>,
+        skip: usize,
+        len: usize,
+    ) -> Result<usize> {
         match &mut self.0 {
             Source::Ring(batch) => {
                 let frame = batch.pop().ok_or(EAGAIN)?;
@@ -563,9 +609,10 @@ impl Receiver {
     }
 
     /// Drops the next packet.
+    #[cold]
     pub fn discard(&mut self) {
         // With no room for it, the socket does just that. A socket that has an error to report
         // does so first, and is asked again.
-        let _ = self.receive(&[], 0, 0);
+        let _ = self.receive_to(None, 0, 0);
     }
 }

@@ -33,20 +33,29 @@ use kernel::{
 #[derive(Clone, Copy, Default)]
 pub struct CurrentMm;
 
+/// What is no longer is copied by words: a processor's string instructions have to get going.
+const FEW: usize = 128;
+
 impl CurrentMm {
     /// As [`UserMemory::read`], for a buffer that need not hold anything yet. After success all of
     /// it does.
-    #[inline]
+    #[inline(always)]
     pub fn read_uninit(&self, addr: UserAddr, buf: &mut [MaybeUninit<u8>]) -> Result {
-        // SAFETY: `buf` is valid for writes of its length. The function checks the user address.
-        let left = unsafe {
-            kernel::bindings::copy_from_user(
-                buf.as_mut_ptr().cast::<c_void>(),
-                addr.get() as *const c_void,
-                buf.len(),
-            )
+        let (to, from) = (
+            buf.as_mut_ptr().cast::<c_void>(),
+            addr.get() as *const c_void,
+        );
+        let failed = if (size_of::<u64>()..=FEW).contains(&buf.len()) {
+            // Whatever the alignment: every CPU that this runs on takes that.
+            // SAFETY: `buf` is valid for writes of its length, which is at least a word. The
+            // function checks the user address.
+            unsafe { bindings::copy_words_from_user(to, from, buf.len()) != 0 }
+        } else {
+            // SAFETY: `buf` is valid for writes of its length. The function checks the user
+            // address.
+            unsafe { kernel::bindings::copy_from_user(to, from, buf.len()) != 0 }
         };
-        if left != 0 {
+        if failed {
             return Err(EFAULT);
         }
         Ok(())

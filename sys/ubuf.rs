@@ -9,7 +9,10 @@ use super::{
     poll::Wake,
     socket::Socket, //
 };
-use crate::usermem::Segment;
+use crate::{
+    memtable::Segments,
+    usermem::Segment, //
+};
 use kernel::{
     bindings,
     container_of,
@@ -227,7 +230,7 @@ impl<T: Wake> UserBufs<T> {
     pub fn send(
         &mut self,
         sock: &Socket,
-        segments: &[Segment],
+        segments: &Segments,
         skip: usize,
         more: bool,
     ) -> Result<usize> {

@@ -9,7 +9,10 @@ use super::{
     bindings as local,
     uaccess::CurrentMm, //
 };
-use crate::usermem::Segment;
+use crate::{
+    memtable::Segments,
+    usermem::Segment, //
+};
 use core::{
     mem::MaybeUninit,
     ptr::NonNull,
@@ -43,6 +46,7 @@ struct Frag {
 
 impl Frag {
     /// The bytes from `from` to `to`; none if the fragment has no such.
+    #[inline(always)]
     fn range(&mut self, from: usize, to: usize) -> &mut [MaybeUninit<u8>] {
         if from > to || to > self.size {
             return &mut [];
@@ -53,6 +57,7 @@ impl Frag {
 }
 
 impl Drop for Frag {
+    #[inline(never)]
     fn drop(&mut self) {
         // SAFETY: By the type invariant the fragment is ours to free.
         unsafe { bindings::page_frag_free(self.start.as_ptr().cast::<c_void>()) }
@@ -61,27 +66,41 @@ impl Drop for Frag {
 
 /// Cuts pages into pieces of the sizes that packets have.
 ///
+/// A cache takes its page anew, instead of another one, if all pieces of it were freed when it is
+/// used up. Of one cache the last pieces are still in use then; so there are two, and by the time
+/// that one is used up its turn is over, the pieces of the other are on their way.
+///
 /// # Invariants
 ///
-/// The cache is initialised.
-struct FragCache(bindings::page_frag_cache);
+/// Both caches are initialised.
+struct FragCache {
+    now: bindings::page_frag_cache,
+    next: bindings::page_frag_cache,
+}
 
-// SAFETY: The cache belongs to no thread.
+// SAFETY: The caches belong to no thread.
 unsafe impl Send for FragCache {}
 
 impl FragCache {
     fn new() -> Self {
         // INVARIANT: An empty cache is all zeroes.
-        Self(pin_init::zeroed())
+        Self {
+            now: pin_init::zeroed(),
+            next: pin_init::zeroed(),
+        }
     }
 
     /// Fails with [`ENOMEM`].
+    #[inline(always)]
     fn alloc(&mut self, size: usize) -> Result<Frag> {
         let fragsz = u32::try_from(size).map_err(|_| ENOMEM)?;
+        if fragsz > local::FRAG_CACHE_SIZE.saturating_sub(self.now.offset) {
+            core::mem::swap(&mut self.now, &mut self.next);
+        }
         // SAFETY: By the type invariant. The mask is that of an alignment to a power of two.
         let start = unsafe {
             bindings::__page_frag_alloc_align(
-                &mut self.0,
+                &mut self.now,
                 fragsz,
                 local::FRAG_GFP,
                 (local::SMP_CACHE_BYTES as u32).wrapping_neg(),
@@ -98,7 +117,10 @@ impl FragCache {
 impl Drop for FragCache {
     fn drop(&mut self) {
         // SAFETY: By the type invariant. Fragments that are in use keep their page.
-        unsafe { bindings::page_frag_cache_drain(&mut self.0) }
+        unsafe {
+            bindings::page_frag_cache_drain(&mut self.now);
+            bindings::page_frag_cache_drain(&mut self.next);
+        }
     }
 }
 
@@ -106,11 +128,9 @@ impl Drop for FragCache {
 ///
 /// # Invariants
 ///
-/// Each of `buffs` describes the memory that the one of `frags` in the same place owns. Both have
-/// room for [`BATCH`].
+/// Each buffer starts where a page fragment does that the batch owns. There is room for [`BATCH`].
 pub struct XdpBatch {
     cache: FragCache,
-    frags: KVec<Frag>,
     buffs: KVec<local::xdp_buff>,
 }
 
@@ -127,6 +147,37 @@ const TAIL: usize = align(size_of::<bindings::skb_shared_info>());
 // Less than the pad that the network stack wants (`NET_SKB_PAD`), wherever it runs.
 static_assert!(HEADER_MAX <= 32);
 
+/// How the buffers of packets are laid out.
+#[derive(Clone, Copy)]
+pub struct Layout {
+    /// The size in bytes of the header, at most [`HEADER_MAX`].
+    header: usize,
+    /// Where the packet is, with its header in front of it.
+    pad: usize,
+}
+
+impl Layout {
+    /// The layout for packets with a header of so many bytes, with room for an XDP program's work
+    /// if `xdp`.
+    ///
+    /// Fails with [`EINVAL`] if the header is longer than [`HEADER_MAX`].
+    pub fn new(header: usize, xdp: bool) -> Result<Self> {
+        if header > HEADER_MAX {
+            return Err(EINVAL);
+        }
+        let headroom = if xdp { local::XDP_HEADROOM } else { 0 };
+        // SAFETY: The function returns a constant.
+        let pad = align(unsafe { local::net_rx_pad() } + headroom + header);
+        Ok(Self { header, pad })
+    }
+
+    /// The size in bytes of the header.
+    #[inline(always)]
+    pub fn header(&self) -> usize {
+        self.header
+    }
+}
+
 impl XdpBatch {
     /// Makes an empty batch.
     ///
@@ -135,7 +186,6 @@ impl XdpBatch {
         // INVARIANT: It is empty.
         Ok(Self {
             cache: FragCache::new(),
-            frags: KVec::with_capacity(BATCH, GFP_KERNEL)?,
             buffs: KVec::with_capacity(BATCH, GFP_KERNEL)?,
         })
     }
@@ -152,52 +202,48 @@ impl XdpBatch {
         self.buffs.is_empty()
     }
 
-    /// Adds a packet: `len` bytes of `segments` behind their first `skip` bytes. The first
-    /// `header` bytes of these go in front of the packet, with zeroes behind them up to
-    /// [`HEADER_MAX`].
+    /// Adds a packet: what `segments` have behind their first `skip` bytes, its header first. That
+    /// goes in front of the packet, with zeroes behind it up to [`HEADER_MAX`].
     ///
-    /// `xdp` says that an XDP program will look at it. Returns the header, to be checked.
+    /// Returns the header, to be checked.
     ///
     /// Fails with [`ENOSPC`] if the packet is too long for a buffer, or the batch is full; with
-    /// [`EINVAL`] if it is shorter than its header or that is too long; with [`EFAULT`] if
-    /// `segments` can't be read; and with [`ENOMEM`].
-    #[inline]
-    pub fn push(
-        &mut self,
-        segments: &[Segment],
-        skip: usize,
-        len: usize,
-        header: usize,
-        xdp: bool,
-    ) -> Result<&mut [u8]> {
+    /// [`EINVAL`] if it is shorter than its header; with [`EFAULT`] if `segments` can't be read;
+    /// and with [`ENOMEM`].
+    #[inline(always)]
+    pub fn push(&mut self, layout: Layout, segments: &Segments, skip: usize) -> Result<&mut [u8]> {
+        let Layout { header, pad } = layout;
+        let len = segments.total().saturating_sub(skip);
         let data_len = len.checked_sub(header).ok_or(EINVAL)?;
-        if header > HEADER_MAX {
-            return Err(EINVAL);
-        }
-        let headroom = if xdp { local::XDP_HEADROOM } else { 0 };
-        // SAFETY: The function returns a constant.
-        let pad = align(unsafe { local::net_rx_pad() } + headroom + header);
         // The packet may have any length: look at it before the sum can overflow.
         if data_len > local::FRAG_SIZE || self.len() >= BATCH {
             return Err(ENOSPC);
         }
         // One header more than the packet has: the limit is that of the C driver.
-        if align(len + pad) + TAIL > local::FRAG_SIZE {
+        let size = align(len + pad) + TAIL;
+        if size > local::FRAG_SIZE {
             return Err(ENOSPC);
         }
-        let size = align(len + pad) + TAIL;
         let mut frag = self.cache.alloc(size)?;
-
-        for byte in frag.range(0, HEADER_MAX) {
-            byte.write(0);
+        let room = frag.range(pad - header, pad + data_len);
+        match segments.as_slice() {
+            [all] => CurrentMm.read_uninit(all.skip(skip).addr(), room)?,
+            pieces => read_pieces(pieces, skip, room)?,
         }
-        let front = pad - header;
-        Cursor::new(segments, skip).read(frag.range(front, pad + data_len))?;
 
         let start = frag.start.as_ptr();
         // SAFETY: Both are within the fragment, with the pad of the network stack between them,
         // which no header is as long as. All that is copied was just read.
-        unsafe { start.copy_from_nonoverlapping(start.add(front), header) };
+        unsafe {
+            start.write_bytes(0, HEADER_MAX);
+            let from = start.add(pad - header);
+            match header {
+                // The usual ones, so that it takes two moves and no call.
+                10 => start.copy_from_nonoverlapping(from, 10),
+                12 => start.copy_from_nonoverlapping(from, 12),
+                _ => start.copy_from_nonoverlapping(from, header),
+            }
+        }
         let mut buff = MaybeUninit::<local::xdp_buff>::zeroed();
         // SAFETY: All bytes zero are a valid buffer, and the functions fill it in. `pad` and
         // `data_len` are within the fragment.
@@ -206,9 +252,9 @@ impl XdpBatch {
             local::xdp_prepare_buff(buff.as_mut_ptr(), start, pad as c_int, data_len as c_int);
             buff.assume_init()
         };
-        // INVARIANT: The buffer describes the fragment. There is room for both.
         self.buffs.push_within_capacity(buff).map_err(|_| ENOSPC)?;
-        self.frags.push_within_capacity(frag).map_err(|_| ENOSPC)?;
+        // INVARIANT: The buffer starts where the fragment does, which is the batch's now.
+        core::mem::forget(frag);
         // SAFETY: The header is at the start of the fragment, all of it was written, and it is
         // borrowed from the batch that owns it.
         Ok(unsafe { slice::from_raw_parts_mut(start, header) })
@@ -216,14 +262,17 @@ impl XdpBatch {
 
     /// Drops the packet that was added last.
     pub fn pop(&mut self) {
-        self.buffs.pop();
-        self.frags.pop();
+        if let Some(buff) = self.buffs.pop() {
+            // SAFETY: By the type invariant, and it is no longer in the batch.
+            unsafe { bindings::page_frag_free(local::xdp_hard_start(&buff)) };
+        }
     }
 
     /// Drops all packets.
     pub fn clear(&mut self) {
-        self.buffs.clear();
-        self.frags.clear();
+        while !self.is_empty() {
+            self.pop();
+        }
     }
 
     pub(super) fn as_mut_ptr(&mut self) -> *mut local::xdp_buff {
@@ -233,57 +282,32 @@ impl XdpBatch {
     /// Empties the batch without freeing its packets: somebody else owns them now.
     pub(super) fn forget(&mut self) {
         self.buffs.clear();
-        while let Some(frag) = self.frags.pop() {
-            core::mem::forget(frag);
-        }
     }
 }
 
-/// A place in a list of segments.
-struct Cursor<'a> {
-    /// What is left of the segment that is being read.
-    rest: Segment,
-    /// The segments behind it.
-    segments: &'a [Segment],
+impl Drop for XdpBatch {
+    fn drop(&mut self) {
+        self.clear();
+    }
 }
 
-impl<'a> Cursor<'a> {
-    /// The place `skip` bytes from the start of `segments`, or their end.
-    #[inline(always)]
-    fn new(segments: &'a [Segment], mut skip: usize) -> Self {
-        let mut this = Self {
-            rest: Segment::default(),
-            segments,
-        };
-        while let Some((first, others)) = this.segments.split_first() {
-            this.rest = first.skip(skip);
-            this.segments = others;
-            if this.rest.len() > 0 {
-                break;
-            }
-            skip -= first.len();
+/// Fills `to` with what `segments` have behind their first `skip` bytes. Fails with [`EFAULT`] if
+/// that is not enough, or can't be read.
+#[inline(never)]
+fn read_pieces(segments: &[Segment], mut skip: usize, mut to: &mut [MaybeUninit<u8>]) -> Result {
+    for segment in segments {
+        let rest = segment.skip(skip);
+        skip -= segment.len() - rest.len();
+        let count = rest.len().min(to.len());
+        let (now, later) = to.split_at_mut_checked(count).ok_or(EFAULT)?;
+        if count > 0 {
+            CurrentMm.read_uninit(rest.addr(), now)?;
         }
-        this
+        to = later;
     }
-
-    /// Fills `to` with what comes next. Fails with [`EFAULT`] if that is not enough, or can't be
-    /// read.
-    #[inline(always)]
-    fn read(&mut self, mut to: &mut [MaybeUninit<u8>]) -> Result {
-        while !to.is_empty() {
-            let count = self.rest.len().min(to.len());
-            let (now, later) = to.split_at_mut_checked(count).ok_or(EFAULT)?;
-            if count > 0 {
-                CurrentMm.read_uninit(self.rest.addr(), now)?;
-                self.rest = self.rest.skip(count);
-            }
-            to = later;
-            if self.rest.len() == 0 && !to.is_empty() {
-                let (first, others) = self.segments.split_first().ok_or(EFAULT)?;
-                self.rest = *first;
-                self.segments = others;
-            }
-        }
+    if to.is_empty() {
         Ok(())
+    } else {
+        Err(EFAULT)
     }
 }

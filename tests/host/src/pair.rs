@@ -885,8 +885,7 @@ fn flatten(chain: Chain, out: &Segments, dirty: &DirtyList, had: (usize, usize))
         head: chain.head,
         readable: chain.readable,
         writable: chain.writable,
-        pieces: out
-            .from(had.0)
+        pieces: out.as_slice()[had.0..]
             .iter()
             .map(|segment| (segment.addr().get(), segment.len() as u64))
             .collect(),

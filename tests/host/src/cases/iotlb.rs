@@ -77,8 +77,7 @@ pub fn check(case: &Case) -> Step {
                     let before = out.len();
                     let maps = iotlb.maps();
                     let got = maps.translate(Iova::new(addr), len, access, &mut hint, &mut out);
-                    let got_pieces: Vec<_> = out
-                        .from(before)
+                    let got_pieces: Vec<_> = out.as_slice()[before..]
                         .iter()
                         .map(|segment| (segment.addr().get(), segment.len() as u64))
                         .collect();
