@@ -99,11 +99,13 @@ check:
 fuzz:
 	@scripts/check fuzz
 
-.PHONY: bench bench-quick
+.PHONY: bench bench-quick bench-plot
 bench:
 	@tests/bench/run
 bench-quick:
 	@tests/bench/run --quick
+bench-plot:
+	@tests/bench/run --plot
 
 .PHONY: clean
 clean:

@@ -5,6 +5,7 @@
 //! ```text
 //! vhost-net-bench measure FOLDER MODE ROUNDS [CASE]...   in the VM: a line of JSON a measurement
 //! vhost-net-bench report RESULTS FILE...                 tables from such lines, and all of it to RESULTS
+//! vhost-net-bench plot RESULTS FOLDER                 charts of RESULTS
 //! vhost-net-bench cases                                  their names
 //! vhost-net-bench one MODE CASE [TIMES]                  a case with the driver that is loaded, for a profiler
 //! ```
@@ -13,6 +14,7 @@
 //! what calls it.
 
 mod case;
+mod plot;
 mod report;
 mod run;
 mod sys;
@@ -66,6 +68,7 @@ fn main() {
         }
         ["one", mode, name] => one(mode, name, "1"),
         ["one", mode, name, times] => one(mode, name, times),
+        ["plot", results, folder] => plot::plot(Path::new(results), Path::new(folder)),
         ["report", results, ref files @ ..] => report::report(Path::new(results), files),
         _ => Err(Fail(
             "the first lines of src/main.rs say how this is called".into(),
