@@ -11,6 +11,7 @@
 //! Nothing here passes or fails by the clock; the time-outs only turn a hang into a failure.
 
 pub mod dirty;
+pub mod fault;
 pub mod guest;
 pub mod iotlb;
 pub mod ktap;
