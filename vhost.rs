@@ -1023,10 +1023,13 @@ impl<D: Driver> Device<D> {
 
     /// Readies a queue's ring for a backend.
     ///
-    /// Fails with [`EFAULT`] if the ring can't be accessed. If that is because of the IOTLB the
-    /// owner is told so.
+    /// Fails with [`EFAULT`] if the ring can't be accessed, and with [`ENOMEM`]. If that is
+    /// because of the IOTLB the owner is told so.
     pub fn start(&self, queue: &mut Queue<D>) -> Result {
         queue.try_start().map_err(|fault| {
+            if fault.error == ENOMEM {
+                return ENOMEM;
+            }
             if queue.iotlb.is_some() {
                 self.report_miss(queue, fault);
                 queue.fault(fault);
@@ -1041,8 +1044,13 @@ impl<D: Driver> Device<D> {
     }
 
     /// The queue can't go on. If that is because of an address that the IOTLB does not know, it
-    /// can as soon as the owner has said what is there; if not, something is wrong.
+    /// can as soon as the owner has said what is there; for want of memory, it tries again, after
+    /// the others; if neither, something is wrong.
     pub fn stand_still(&self, queue: &mut Queue<D>, fault: Fault) {
+        if fault.error == ENOMEM {
+            queue.run_again();
+            return;
+        }
         // The driver may mend it.
         queue.ring.forget_heads();
         if !self.report_miss(queue, fault) {

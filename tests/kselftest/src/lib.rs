@@ -11,6 +11,7 @@
 //! Nothing here passes or fails by the clock; the time-outs only turn a hang into a failure.
 
 pub mod dirty;
+pub mod fault;
 pub mod guest;
 pub mod iotlb;
 pub mod ktap;
@@ -56,6 +57,22 @@ pub mod feature {
 /// How long a test waits for something that must happen, in seconds. Generous: the machine may be
 /// emulated and shared.
 pub const PATIENCE: u64 = 20;
+
+/// How much of something a test does that is long on the base kernel: there a stream is long to meet what is rare. On the
+/// debug kernel, which takes several times as long for everything, what counts is that every path is taken.
+pub fn amount(count: u32) -> u32 {
+    if sys::on_debug_kernel() {
+        count / 5
+    } else {
+        count
+    }
+}
+
+/// The same of a list: the first, and some of the others.
+pub fn some<T>(all: &[T]) -> impl Iterator<Item = &T> {
+    all.iter()
+        .step_by(if sys::on_debug_kernel() { 3 } else { 1 })
+}
 
 /// Fails the test, with a reason, unless the condition holds.
 #[macro_export]

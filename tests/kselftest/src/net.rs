@@ -6,10 +6,12 @@ use std::fs::File;
 use std::fs::OpenOptions;
 use std::io::Error;
 use std::io::Read;
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
 use std::path::Path;
 use std::process::Command;
+use std::process::Stdio;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -109,6 +111,22 @@ pub fn bridge_to(port: &Tap, address: [u8; 6]) -> Res {
         "bridge",
         &format!("fdb add {address} dev {} master static", port.name),
     )
+}
+
+/// Runs `ip` once for several lines of words.
+pub fn ip_lines(lines: &[&str]) -> Res {
+    let mut child = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut input = child.stdin.take().expect("a pipe");
+    input.write_all(lines.join("\n").as_bytes())?;
+    drop(input);
+    let out = child.wait_with_output()?;
+    let why = String::from_utf8_lossy(&out.stderr);
+    crate::check!(out.status.success(), "ip {lines:?}: {why}");
+    Ok(())
 }
 
 fn run(program: &str, words: &str) -> Res {

@@ -106,9 +106,9 @@ fn values() -> Res {
 fn stream() -> Res {
     for t in all_times() {
         for &features in FEATURES {
-            let mut g = guest(Config::with(features).base(65000), t)?;
+            let mut g = guest(Config::with(features).base(65400), t)?;
             let area = g.mem.alloc(Traffic::room(&g), 4096);
-            Traffic::new(&g, area).run(&mut g, 1000)?;
+            Traffic::new(&g, area).run(&mut g, amount(1000))?;
         }
     }
     Ok(())
@@ -176,7 +176,7 @@ fn kernel_thread() -> Res {
         };
         let mut g = guest(cfg, t)?;
         let area = g.mem.alloc(Traffic::room(&g), 4096);
-        Traffic::new(&g, area).run(&mut g, 500)?;
+        Traffic::new(&g, area).run(&mut g, amount(500))?;
     }
     Ok(())
 }

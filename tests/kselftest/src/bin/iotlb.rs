@@ -1356,7 +1356,7 @@ fn ring_in_pieces() -> Res {
             let room = Traffic::room(&g);
             let area = g.mem.alloc(room, PAGE);
             map(&g, area, room, RW)?;
-            Traffic::new(&g, area).run(&mut g, 500)?;
+            Traffic::new(&g, area).run(&mut g, amount(500))?;
             quiet(&g)?;
         }
     }
@@ -2218,6 +2218,7 @@ enum Trouble {
 
 /// Traffic each way, all misses answered page by page, the pages in no order and none beside another.
 fn served(cfg: Config, count: u32, trouble: Trouble, exact: bool) -> Res {
+    let count = amount(count);
     let mut g = Guest::stopped(cfg)?;
     let mut io = Viommu::new(&g)?;
     io.exact = exact;
@@ -2364,7 +2365,7 @@ fn traffic_one_mapping() -> Res {
     map(&g, BASE, g.mem.regions()[0].size as usize, RW)?;
     g.start()?;
     let area = g.mem.alloc(Traffic::room(&g), PAGE);
-    Traffic::new(&g, area).run(&mut g, 10000)?;
+    Traffic::new(&g, area).run(&mut g, amount(10000))?;
     quiet(&g)
 }
 

@@ -35,7 +35,7 @@ fn limited_sndbuf() -> Res {
             g.tap.sndbuf(bytes)?;
             g.start()?;
             let area = g.mem.alloc(Traffic::room(&g), 4096);
-            Traffic::new(&g, area).run(&mut g, 500)?;
+            Traffic::new(&g, area).run(&mut g, amount(500))?;
             for len in [14, 60, 3700, 4000, 9000, 65535] {
                 g.send_all(&[frame(1, len), frame(2, 60)])?;
             }

@@ -9,6 +9,7 @@ use kselftest::guest::same;
 use kselftest::ktap::Test;
 use kselftest::net::index;
 use kselftest::net::ip;
+use kselftest::net::ip_lines;
 use kselftest::net::tcp_frame;
 use kselftest::net::Plug;
 use kselftest::net::ETH;
@@ -34,13 +35,13 @@ fn guest(cfg: Config, kind: &str) -> Res<Guest> {
 
 fn stopped(cfg: Config, kind: &str) -> Res<Guest> {
     let mut g = Guest::stopped(cfg)?;
-    ip("link add wire0 mtu 65535 type veth peer name wire1 mtu 65535")?;
     // An ipvtap has the address of what is below it, a macvtap one of its own.
     let below = if kind.starts_with("ipvtap") { 1 } else { 9 };
-    ip(&format!(
-        "link set wire0 address 02:00:00:00:00:0{below} up"
-    ))?;
-    ip("link set wire1 up")?;
+    ip_lines(&[
+        "link add wire0 mtu 65535 type veth peer name wire1 mtu 65535",
+        &format!("link set wire0 address 02:00:00:00:00:0{below} up"),
+        "link set wire1 up",
+    ])?;
     let vtap = add("vtap0", "wire0", kind, g.cfg.backend_hdr())?;
     g.peer = Peer::new(index("wire1")?, g.cfg.peer_vnet)?;
     g.tap = vtap;
@@ -49,16 +50,18 @@ fn stopped(cfg: Config, kind: &str) -> Res<Guest> {
 
 /// Such an interface, up, with the addresses that the frames of these tests are for.
 fn add(name: &str, below: &str, kind: &str, hdr: usize) -> Res<Tap> {
+    let up = format!("link set {name} up");
     if kind.starts_with("ipvtap") {
-        ip(&format!("link add link {below} name {name} type {kind}"))?;
-        ip(&format!("address add 192.0.2.2/24 dev {name}"))?;
+        ip_lines(&[
+            &format!("link add link {below} name {name} type {kind}"),
+            &format!("address add 192.0.2.2/24 dev {name}"),
+            &up,
+        ])?;
     } else {
         let address = "address 02:00:00:00:00:01";
-        ip(&format!(
-            "link add link {below} name {name} {address} type {kind}"
-        ))?;
+        let link = format!("link add link {below} name {name} {address} type {kind}");
+        ip_lines(&[&link, &up])?;
     }
-    ip(&format!("link set {name} up"))?;
     Tap::of_link(name, hdr)
 }
 
@@ -102,7 +105,7 @@ fn stream() -> Res {
         }
         g.start()?;
         let area = g.mem.alloc(Traffic::room(&g), 4096);
-        Traffic::new(&g, area).run(&mut g, 700)?;
+        Traffic::new(&g, area).run(&mut g, amount(700))?;
         ip("link del wire0")?;
     }
     Ok(())
