@@ -16,6 +16,7 @@ use crate::{
         MAX_SEGMENTS, //
     },
     usermem::{
+        Segment,
         UserAddr,
         UserMemory, //
     }, //
@@ -106,6 +107,48 @@ impl DirtyLog {
         });
         if !any {
             return Err(EFAULT);
+        }
+        result
+    }
+
+    /// Marks the first `len` bytes of `dirty`, which were just written.
+    ///
+    /// Fails with [`EFAULT`] where the log is not mapped; what can be is marked.
+    pub fn mark_packet(&self, mem: &impl UserMemory, dirty: &DirtyList, len: usize) -> Result {
+        // The data before its bits in the log; pairs with the VMM's atomic exchange of the log.
+        mem.write_barrier();
+        let mut left = len as u64;
+        let mut result = Ok(());
+        for range in dirty.as_slice() {
+            let now = range.len.min(left);
+            result = self.mark(mem, range.addr, now).and(result);
+            left -= now;
+        }
+        result
+    }
+
+    /// Marks the guest memory that is behind the first `len` bytes of `segments`, which were just
+    /// written.
+    ///
+    /// As [`Self::mark_packet`]. Fails with [`EFAULT`] also if a segment is no guest memory.
+    pub fn mark_segments(
+        &self,
+        mem: &impl UserMemory,
+        table: &MemTable,
+        segments: &[Segment],
+        len: usize,
+    ) -> Result {
+        // As in `mark_packet`.
+        mem.write_barrier();
+        let mut left = len;
+        let mut result = Ok(());
+        for segment in segments {
+            let now = segment.len().min(left);
+            if now > 0 {
+                let marked = self.mark_user(mem, table, segment.addr(), now as u64);
+                result = marked.and(result);
+            }
+            left -= now;
         }
         result
     }

@@ -839,40 +839,16 @@ fn write_count(segments: &[Segment], count: u16) -> Result {
     }
 }
 
-/// Marks the first `len` bytes of `dirty` in the log.
-///
-/// Fails with [`EFAULT`] if part of the log is not mapped; then not all of it is marked.
+/// As [`DirtyLog::mark_packet`].
 #[cold]
 fn log_packet(log: DirtyLog, dirty: &DirtyList, len: usize) -> Result {
-    // The data before its bits in the log; pairs with the VMM's atomic exchange of the log.
-    CurrentMm.write_barrier();
-    let mut left = len as u64;
-    let mut result = Ok(());
-    for range in dirty.as_slice() {
-        let now = range.len.min(left);
-        result = log.mark(&CurrentMm, range.addr, now).and(result);
-        left -= now;
-    }
-    result
+    log.mark_packet(&CurrentMm, dirty, len)
 }
 
-/// Marks the guest memory that is behind the first `len` bytes of `segments` in the log.
-///
-/// As [`log_packet`]. Fails with [`EFAULT`] also if one of the segments is no guest memory.
+/// As [`DirtyLog::mark_segments`].
 #[cold]
 fn log_user(log: DirtyLog, mem: &MemTable, segments: &[Segment], len: usize) -> Result {
-    CurrentMm.write_barrier();
-    let mut left = len;
-    let mut result = Ok(());
-    for segment in segments {
-        let now = segment.len().min(left);
-        if now > 0 {
-            let marked = log.mark_user(&CurrentMm, mem, segment.addr(), now as u64);
-            result = marked.and(result);
-        }
-        left -= now;
-    }
-    result
+    log.mark_segments(&CurrentMm, mem, segments, len)
 }
 
 /// Gives queue `index` the backend behind `fd`, or none if that is -1.
