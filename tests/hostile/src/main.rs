@@ -1,0 +1,487 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A hostile guest, a hostile VMM and a hostile network, all at once, on one device after the other.
+//!
+//! Each round is a child process with guest memory among canaries, a device, taps, and threads: a driver that
+//! offers good and bad buffers, one that writes to the rings and tables at random while the device reads
+//! them, one that floods the taps, and a VMM that asks for whatever comes to its mind. It is killed at a
+//! random moment. Then nobody may hold the module any more, and no canary may have changed. At the end an
+//! honest device has to work, and the module to be unloaded and loaded. What the kernel has to say about it
+//! is for who looks at its log.
+//!
+//!     vhost-net-hostile MINUTES [SEED]
+
+mod arena;
+mod count;
+mod flood;
+mod guest;
+mod sys;
+mod vmm;
+
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::AtomicI32;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Mutex;
+use std::time::Duration;
+use std::time::Instant;
+
+use kselftest::check;
+use kselftest::feature::*;
+use kselftest::net::ip;
+use kselftest::sys::in_child;
+use kselftest::sys::ioctl;
+use kselftest::sys::module_users;
+use kselftest::sys::own_network;
+use kselftest::sys::reload;
+use kselftest::sys::State;
+use kselftest::sys::SET_VRING_NUM;
+use kselftest::Config;
+use kselftest::Fail;
+use kselftest::Guest;
+use kselftest::Res;
+use kselftest::Tap;
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+use arena::Arena;
+use count::call;
+use count::Counts;
+use sys::Rng;
+
+/// How long anything may take that must happen.
+const PATIENCE: Duration = Duration::from_secs(100);
+/// So many rounds, and the module is unloaded and loaded.
+const STRETCH: u64 = 12;
+
+/// Where a ring is: the addresses at which the guest has it.
+#[derive(Clone, Copy, Default)]
+pub struct Place {
+    /// How many descriptors it has; 0 when there is no ring.
+    pub num: u16,
+    /// How many there is room for.
+    pub cap: u32,
+    /// Where its indices start.
+    pub base: u16,
+    /// Another number for each ring.
+    pub epoch: u64,
+    pub desc: u64,
+    pub avail: u64,
+    pub used: u64,
+    /// What the device is told is this much further on.
+    pub shift: u64,
+    /// Where the used ring is logged.
+    pub log: u64,
+}
+
+/// What the threads of a child share.
+pub struct World<'a> {
+    pub seed: u64,
+    pub arena: &'a Arena,
+    pub counts: &'a Counts,
+    pub kick: Vec<EventFd>,
+    pub call: Vec<EventFd>,
+    pub err: &'a [EventFd],
+    pub other_tap: AtomicI32,
+    rings: [Mutex<Place>; 2],
+}
+
+impl World<'_> {
+    pub fn place(&self, q: usize) -> Place {
+        *self.rings[q].lock().unwrap()
+    }
+
+    pub fn move_ring(&self, q: usize, place: Option<Place>) {
+        let mut ring = self.rings[q].lock().unwrap();
+        let epoch = ring.epoch + 1;
+        *ring = Place {
+            epoch,
+            ..place.unwrap_or_default()
+        };
+    }
+
+    pub fn resize_ring(&self, q: usize, num: u16) {
+        let mut ring = self.rings[q].lock().unwrap();
+        if u32::from(num) <= ring.cap {
+            ring.num = num;
+        }
+    }
+}
+
+/// What is kept from round to round.
+struct Hostile {
+    seed: u64,
+    arena: Arena,
+    counts: &'static Counts,
+    err: Vec<EventFd>,
+    rounds: u64,
+    kills: u64,
+    marked: u64,
+    damage: Vec<String>,
+}
+
+fn open(wait: bool) -> Res<File> {
+    let flags = if wait { 0 } else { libc::O_NONBLOCK };
+    let mut how = OpenOptions::new();
+    how.read(true).write(true).custom_flags(flags);
+    Ok(how.open("/dev/vhost-net")?)
+}
+
+/// The child: never returns, unless something is wrong with the test.
+fn child(world: &World, wait: bool, device: Option<&File>) -> Res {
+    own_network()?;
+    ip("link set lo up")?;
+    let own;
+    let device = match device {
+        Some(device) => device,
+        None => {
+            own = open(wait)?;
+            &own
+        }
+    };
+    let tap = Tap::new("tap0", 12)?;
+    let mut vmm = vmm::Vmm::new(world, device, &tap)?;
+    vmm.reads = !wait;
+    std::thread::scope(|s| {
+        s.spawn(|| guest::Guest::new(world, 1).drive());
+        s.spawn(|| guest::Guest::new(world, 2).poke());
+        s.spawn(|| trouble(world, flood::run(world, tap.index)));
+        s.spawn(|| watch(device));
+        if wait {
+            s.spawn(|| answer(world, device));
+        }
+        vmm.set_up();
+        world.counts.ready.store(1, Relaxed);
+        vmm.run()
+    })
+}
+
+fn trouble(world: &World, result: Res) {
+    if let Err(Fail(why)) = result {
+        println!("# {why}");
+        world.counts.trouble.fetch_add(1, Relaxed);
+        sys::exit(98);
+    }
+}
+
+/// Looks at the device for ever.
+fn watch(device: &File) -> ! {
+    let path = format!("/proc/self/fdinfo/{}", device.as_raw_fd());
+    loop {
+        let _ = std::fs::read_to_string(&path);
+        std::thread::sleep(Duration::from_millis(7));
+    }
+}
+
+/// Waits for messages, and answers them, for ever.
+fn answer(world: &World, device: &File) -> ! {
+    let mut rng = Rng::new(world.seed, 5);
+    loop {
+        if vmm::answer(world, device, &mut rng).is_err() {
+            // There is no IOTLB now.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Hostile {
+    fn new(seed: u64) -> Res<Self> {
+        Ok(Hostile {
+            seed,
+            arena: Arena::new()?,
+            counts: Counts::new()?,
+            err: vec![EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?],
+            rounds: 0,
+            kills: 0,
+            marked: 0,
+            damage: vec![],
+        })
+    }
+
+    /// One child, from its start to its end.
+    fn round(&mut self) -> Res {
+        let seed = Rng::new(self.seed, self.rounds).next();
+        let mut rng = Rng::new(seed, 0);
+        self.rounds += 1;
+        self.arena.lay_out(&mut rng);
+        self.counts.ready.store(0, Relaxed);
+        self.counts.leave.store(0, Relaxed);
+        // Sometimes the device stays open when its owner is dead, and sometimes who reads messages waits for
+        // them.
+        let wait = rng.one_in(3);
+        let kept = if rng.one_in(5) {
+            Some(open(wait)?)
+        } else {
+            None
+        };
+        let (arena, counts, err) = (&self.arena, self.counts, &self.err);
+        let pid = sys::fork(|| {
+            let events = || {
+                (0..2)
+                    .map(|_| EventFd::new(EFD_NONBLOCK))
+                    .collect::<Result<_, _>>()
+            };
+            let run = || -> Res {
+                let world = World {
+                    seed,
+                    arena,
+                    counts,
+                    kick: events()?,
+                    call: events()?,
+                    err,
+                    other_tap: AtomicI32::new(0),
+                    rings: Default::default(),
+                };
+                child(&world, wait, kept.as_ref())
+            };
+            let why = run().err();
+            println!(
+                "# {}",
+                why.map_or("the child is done".into(), |Fail(why)| why)
+            );
+            97
+        })?;
+        let what = format!("round {} (seed {seed:#x})", self.rounds);
+        let begin = Instant::now();
+        while self.counts.ready.load(Relaxed) == 0 && begin.elapsed() < PATIENCE {
+            if let Some(status) = sys::reap(pid, Duration::ZERO) {
+                kselftest::bail!("{what}: the child ended while it set up: status {status:#x}");
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let most = rng.pick(&[50, 1000, 6000]);
+        std::thread::sleep(Duration::from_millis(5 + rng.below(most)));
+        if rng.one_in(6) {
+            self.counts.leave.store(1, Relaxed);
+            std::thread::sleep(Duration::from_millis(rng.below(30)));
+        }
+        sys::kill(pid);
+        let Some(status) = sys::reap(pid, PATIENCE) else {
+            kselftest::bail!("{what}: the child does not die: {}", stacks(pid));
+        };
+        let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
+        let left = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0;
+        check!(
+            killed || left,
+            "{what}: the child died by itself: status {status:#x}"
+        );
+        self.kills += u64::from(killed);
+        for q in 0..2 {
+            let stops = self.err[q].read().unwrap_or(0);
+            self.counts.stops[q].fetch_add(stops, Relaxed);
+        }
+        if let Some(device) = kept {
+            // Not ours, with a dead owner or without one.
+            let num = State { index: 0, num: 64 };
+            let e = ioctl(&device, SET_VRING_NUM, &num);
+            check!(
+                e == libc::EPERM,
+                "{what}: errno {e} for who is not the owner"
+            );
+        }
+        unused(&what)?;
+        self.marked += self.arena.marked();
+        if let Some(damage) = self.arena.damage() {
+            println!("# {what}: {damage}");
+            self.damage.push(damage);
+        }
+        Ok(())
+    }
+}
+
+/// Waits until nobody holds the module any more.
+fn unused(what: &str) -> Res {
+    let begin = Instant::now();
+    while let Some(n) = module_users().filter(|n| *n != 0) {
+        check!(
+            begin.elapsed() < PATIENCE,
+            "{what}: the module still has {n} users"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+/// Where the threads of a process are.
+fn stacks(pid: i32) -> String {
+    let mut all = String::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        for file in ["comm", "stack"] {
+            all += &std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        }
+    }
+    all.replace('\n', "; ")
+}
+
+/// An honest guest, with packets of many sizes both ways.
+fn honest() -> Res {
+    let all = || -> Res {
+        own_network()?;
+        for features in [VERSION_1 | EVENT_IDX | INDIRECT, VERSION_1 | MRG_RXBUF, 0] {
+            let mut g = Guest::new(Config::with(features))?;
+            let packets: Vec<_> = (0..100)
+                .map(|i| kselftest::frame(i, 60 + 14 * i as usize))
+                .collect();
+            g.receive_all(&packets)?;
+            g.send_all(&packets)?;
+            g.stop()?;
+            check!(
+                g.tx.err.read().is_err() && g.rx.err.read().is_err(),
+                "an error was signalled"
+            );
+        }
+        Ok(())
+    };
+    let status = in_child(
+        || match std::panic::catch_unwind(std::panic::AssertUnwindSafe(all)) {
+            Ok(Ok(())) => 0,
+            Ok(Err(Fail(why))) => {
+                println!("# {why}");
+                1
+            }
+            Err(_) => 2,
+        },
+    )?;
+    check!(status == 0, "the honest device does not work");
+    unused("the honest device")
+}
+
+/// Prints results, as KTAP does.
+#[derive(Default)]
+struct Results {
+    passed: u32,
+    failed: u32,
+}
+
+impl Results {
+    fn add(&mut self, name: &str, result: Res) -> bool {
+        let ok = result.is_ok();
+        let number = self.passed + self.failed + 1;
+        match result {
+            Ok(()) => {
+                self.passed += 1;
+                println!("ok {number} {name}");
+            }
+            Err(Fail(why)) => {
+                self.failed += 1;
+                println!("not ok {number} {name} # {why}");
+            }
+        }
+        let _ = std::io::stdout().flush();
+        ok
+    }
+}
+
+/// Rounds until the time is over.
+fn rounds(hostile: &mut Hostile, time: Duration) -> Res {
+    let begin = Instant::now();
+    let mut said = 0;
+    while begin.elapsed() < time {
+        // Every other stretch sends from the guest's memory.
+        if hostile.rounds % STRETCH == 0 {
+            let zerocopy = hostile.rounds / STRETCH % 2;
+            reload(&format!("experimental_zcopytx={zerocopy}"))?;
+        }
+        hostile.round()?;
+        let minutes = begin.elapsed().as_secs() / 60;
+        if minutes > said {
+            said = minutes;
+            let c = hostile.counts;
+            let stops = c.stops[0].load(Relaxed) + c.stops[1].load(Relaxed);
+            let packets = c.sent.load(Relaxed) + c.received.load(Relaxed);
+            println!(
+                "# {minutes} min: {} rounds, {packets} packets, {stops} stops",
+                hostile.rounds
+            );
+            let _ = std::io::stdout().flush();
+        }
+    }
+    Ok(())
+}
+
+/// Was there enough of everything?
+fn pressure(h: &Hostile) -> Res {
+    let c = h.counts;
+    let n = |count: &std::sync::atomic::AtomicU64| count.load(Relaxed);
+    check!(h.kills > 0, "no child was killed");
+    check!(n(&c.trouble) == 0, "the test was in trouble");
+    check!(n(&c.sent) > 0 && n(&c.received) > 0, "no packets moved");
+    check!(
+        n(&c.used[0]) > 0 && n(&c.used[1]) > 0,
+        "no buffers were used"
+    );
+    check!(
+        n(&c.stops[0]) > 0 && n(&c.stops[1]) > 0,
+        "a queue was never stopped"
+    );
+    check!(h.marked > 0, "nothing was logged");
+    for (call, name) in count::CALLS.iter().enumerate() {
+        let refused = [call::NO_SOCKET, call::UNKNOWN].contains(&call);
+        check!(refused || c.good(call) > 0, "{name} was never good");
+    }
+    Ok(())
+}
+
+fn main() {
+    let mut args = std::env::args().skip(1);
+    let minutes: f64 = args.next().and_then(|s| s.parse().ok()).unwrap_or(2.0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let seed = args.next().and_then(|s| s.parse().ok());
+    let seed = seed.unwrap_or(now.map_or(1, |d| d.as_micros() as u64));
+    println!("# seed {seed}, {minutes} minutes");
+    let mut results = Results::default();
+    let mut hostile = match Hostile::new(seed) {
+        Ok(hostile) => hostile,
+        Err(why) => {
+            results.add("start", Err(why));
+            println!("0 passed, 1 failed");
+            std::process::exit(1);
+        }
+    };
+    let survived = rounds(&mut hostile, Duration::from_secs_f64(60.0 * minutes));
+    let ok = results.add("rounds", survived);
+    let damage = match hostile.damage.first() {
+        None => Ok(()),
+        Some(first) => Err(Fail(format!(
+            "{} rounds, the first: {first}",
+            hostile.damage.len()
+        ))),
+    };
+    results.add("canaries", damage);
+    results.add("pressure", pressure(&hostile));
+    if ok {
+        results.add("honest device", honest());
+        results.add("module unloads and loads", reload(""));
+        results.add("honest device again", honest());
+    }
+    let c = hostile.counts;
+    println!(
+        "# seed {seed}: {} rounds, {} kills",
+        hostile.rounds, hostile.kills
+    );
+    let pair = |two: &[std::sync::atomic::AtomicU64; 2]| two.each_ref().map(|n| n.load(Relaxed));
+    println!(
+        "# packets: {} to the taps, {} from them; {} sent at them; used buffers (rx, tx) {:?}",
+        c.sent.load(Relaxed),
+        c.received.load(Relaxed),
+        c.flood.load(Relaxed),
+        pair(&c.used)
+    );
+    println!(
+        "# stops (rx, tx) {:?}; rings filled {} times, written at random {} times; {} pages logged",
+        pair(&c.stops),
+        c.steps.load(Relaxed),
+        c.pokes.load(Relaxed),
+        hostile.marked
+    );
+    c.print();
+    println!("{} passed, {} failed", results.passed, results.failed);
+    std::process::exit((results.failed > 0) as i32);
+}
