@@ -46,7 +46,7 @@ const LOG_SIZE: u64 = 0x1000;
 const LOGGED: u64 = 0x700_0000;
 
 /// What a ring is like.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Layout {
     pub num: u32,
     pub big_endian: bool,

@@ -18,16 +18,10 @@ use vhost_net_host_tests::{
 fn layout(num: u32, seed: u64) -> Layout {
     Layout {
         num,
-        big_endian: false,
-        event_idx: false,
-        notify_on_empty: false,
-        in_order: false,
         behind: Some(seed),
         cuts: vec![0x10, 0x1009],
         skew: 3,
-        log_addr: 0,
-        avail_base: 0,
-        used_base: 0,
+        ..Layout::default()
     }
 }
 

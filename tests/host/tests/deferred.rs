@@ -36,15 +36,9 @@ impl Fixture {
         let layout = Layout {
             num,
             big_endian,
-            event_idx: false,
-            notify_on_empty: false,
-            in_order: false,
-            behind: None,
-            cuts: vec![],
-            skew: 0,
-            log_addr: 0,
             avail_base: base,
             used_base: base,
+            ..Layout::default()
         };
         let Pair {
             mem, ring, table, ..

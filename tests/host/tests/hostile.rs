@@ -32,16 +32,9 @@ proptest! {
 fn plain(num: u32) -> Layout {
     Layout {
         num,
-        big_endian: false,
-        event_idx: false,
-        notify_on_empty: false,
-        in_order: false,
-        behind: None,
         cuts: vec![0x10, 0x1008, 0x1009],
         skew: 1,
-        log_addr: 0,
-        avail_base: 0,
-        used_base: 0,
+        ..Layout::default()
     }
 }
 
@@ -356,7 +349,6 @@ fn pieces_of_one_buffer_count() {
     // A buffer of one piece, then of three each: 1 + 341 * 3 = 1024.
     for (count, want) in [(342u64, None), (343, Some(ENOBUFS))] {
         let mut pair = Pair::new(Layout {
-            behind: None,
             cuts: vec![0x1002, 0x1005],
             ..plain(4)
         });

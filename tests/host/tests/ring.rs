@@ -255,16 +255,9 @@ proptest! {
 fn small(num: u32) -> Layout {
     Layout {
         num,
-        big_endian: false,
         event_idx: true,
-        notify_on_empty: false,
-        in_order: false,
-        behind: None,
-        cuts: vec![],
-        skew: 0,
         log_addr: 0x1000,
-        avail_base: 0,
-        used_base: 0,
+        ..Layout::default()
     }
 }
 
