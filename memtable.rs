@@ -226,11 +226,11 @@ impl Default for Hint {
 }
 
 impl Hint {
-    /// The guess for `addr`. Pages that follow each other, and those at the same place in regions
-    /// of the same size, have different ones (Fibonacci hashing).
+    /// The guess for `addr`. The multiplier is one by which 64 addresses at the same distance from
+    /// each other, any power of two from a page to 1 GiB, have different ones.
     #[inline(always)]
     fn number(addr: u64) -> usize {
-        let hash = (addr >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let hash = (addr >> 12).wrapping_mul(0xcd61_3e30_d8f1_6adf);
         usize::from((hash >> (u64::BITS - u8::BITS)) as u8)
     }
 
