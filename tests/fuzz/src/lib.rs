@@ -88,7 +88,8 @@ fn shake(u: &mut Unstructured<'_>) -> Result<Shake> {
 fn op(u: &mut Unstructured<'_>) -> Result<hostile::Op> {
     use hostile::Op;
     Ok(match u.int_in_range(0..=15)? {
-        0..=2 => Op::Offer(u.int_in_range(1..=8)?),
+        0..=1 => Op::Offer(u.int_in_range(1..=8)?),
+        2 => Op::IsEmpty,
         3 => Op::Jump(u.arbitrary()?),
         4 => Op::Skip,
         5..=7 => {
