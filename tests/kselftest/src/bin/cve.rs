@@ -519,7 +519,7 @@ fn cve_2024_0340() -> Res {
 /// A guest that makes packets available for ever, or a host that has packets for ever, kept the worker in one
 /// queue for ever.
 ///
-/// Seen red: `move_packets` (vhost_net.rs) without its three weights.
+/// Seen red: `Moved::is_enough` (vhost_net.rs) returns false.
 fn cve_2019_3900() -> Res {
     // Sent: as soon as there is room it is full again. The kicks are for a feeder that was too slow, and found the
     // device asleep.
@@ -787,7 +787,8 @@ fn cve_2020_10942() -> Res {
 /// The file behind a descriptor is another one while the backend is set: it was looked up twice, and what the
 /// one was had nothing to do with what was put.
 ///
-/// Seen red: `Socket::tap_from_fd` (sys/socket.rs) gives its reference back and keeps the pointer.
+/// Seen red: `Socket::tap_from_fd` (sys/socket.rs) gives its reference back and keeps the pointer. It is the kernel
+/// that complains then, and the VM that fails.
 fn cve_2023_1838() -> Res {
     let mut g = Guest::new(Config::default())?;
     let others = [Tap::new("tap1", g.hdr)?, Tap::new("tap2", g.hdr)?];
@@ -868,8 +869,7 @@ fn cve_2023_1838() -> Res {
 /// A mapping of all addresses that there are: its size, 2^64, is 0 as a number, and who went through it step
 /// by step never came to its end. (It has no number of its own.)
 ///
-/// Seen red: `Device::write` (vhost.rs) and `Iotlb::update` (memtable.rs) take a size of 0 for 2^64; and,
-/// hung, with `Maps::translate` (memtable.rs) counting by the map's size on top of that.
+/// Seen red: `Device::write` (vhost.rs) and `Iotlb::update` (memtable.rs) take a size of 0 for 2^64.
 fn iotlb_whole_space() -> Res {
     let mut g = unmapped()?;
     let p = frame(1, 500);
