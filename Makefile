@@ -59,7 +59,8 @@ export VM_KERNEL
 # KDIR is the build folder of the kernel to build for. The toolchain is the one that built our own kernel; for another
 # kernel say it yourself, as in KDIR=... TOOLCHAIN='LLVM=1'.
 ifeq ($(origin KDIR),undefined)
-KDIR = $(shell scripts/kernel --print)
+# Not every make gives $(shell) the variables that it exports.
+KDIR = $(shell VM_KERNEL=$(VM_KERNEL) scripts/kernel --print)
 TOOLCHAIN ?= $(shell scripts/toolchain)
 endif
 OUT := $(CURDIR)/build/$(VM_KERNEL)

@@ -150,6 +150,10 @@ impl Map {
 pub const MAX_SEGMENTS: usize = 1024;
 
 /// A list of segments that never allocates once made: the buffers of a chain, in order.
+///
+/// # Invariants
+///
+/// There are at most [`MAX_SEGMENTS`], with `total` bytes together.
 pub struct Segments {
     list: KVVec<Segment>,
     total: u64,
@@ -167,6 +171,7 @@ impl Segments {
     }
 
     /// Whether there is no room: there are [`MAX_SEGMENTS`].
+    #[inline(always)]
     pub fn is_full(&self) -> bool {
         self.list.len() >= MAX_SEGMENTS
     }
@@ -174,9 +179,13 @@ impl Segments {
     /// Adds a segment, unless the list is full.
     #[inline(always)]
     fn push(&mut self, segment: Segment) -> Result<(), Refused> {
+        if self.is_full() {
+            return Err(Refused::TooMany);
+        }
         self.list
             .push_within_capacity(segment)
             .map_err(|_| Refused::TooMany)?;
+        // INVARIANT: There was room. Less than 2^32 bytes each do not overflow.
         self.total += segment.len() as u64;
         Ok(())
     }
@@ -216,7 +225,7 @@ const GUESSES: usize = 1 << u8::BITS;
 ///
 /// They belong to the user of the maps, so that queues don't share them. A wrong one costs a
 /// search.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Hint([u16; GUESSES]);
 
 impl Default for Hint {
@@ -240,6 +249,7 @@ impl Hint {
     }
 
     fn learn(&mut self, addr: u64, index: usize) {
+        // Of more maps than that, the others are searched for each time.
         self.0[Self::number(addr)] = index as u16;
     }
 }

@@ -295,8 +295,8 @@ impl Moved {
     /// Adds a packet of so many bytes, or an attempt to move one.
     #[inline(always)]
     fn add(&mut self, bytes: usize, descriptors: u32) {
-        // Far from overflow: it was not enough before, and a packet has no more than `MAX_SEGMENTS`
-        // buffers of less than 4 GiB.
+        // Far from overflow: it was not enough before, and a packet has no more than
+        // `MAX_SEGMENTS` buffers of less than 4 GiB, and less than 2^17 descriptors.
         self.packets += 1;
         self.bytes += bytes as u64;
         self.descriptors += descriptors;
@@ -362,10 +362,9 @@ fn move_packets(
     let batching = !zerocopy && sock.takes_batches();
     let target = Target {
         sock,
-        batching: match batching {
-            true => Layout::new(queue.state.backend_header, sock.has_xdp()).ok(),
-            false => None,
-        },
+        batching: batching
+            .then(|| Layout::new(queue.state.backend_header, sock.has_xdp()).ok())
+            .flatten(),
         zerocopy,
     };
     let mut moved = Moved::default();
@@ -673,7 +672,7 @@ fn transmit_singly(
         let wanted = zerocopy.as_mut().filter(|zerocopy| {
             zerocopy.wants(len, segments, body, take.num()) && sock.completes_ubufs()
         });
-        let failed = match wanted {
+        let sent = match wanted {
             Some(zerocopy) => zerocopy.send(sock, take, segments, skip),
             None => {
                 let more = moved.bytes + (len as u64) < BYTE_WEIGHT && !take.is_last();
@@ -686,7 +685,7 @@ fn transmit_singly(
                 }
             }
         };
-        if let Some((err, take)) = failed.err() {
+        if let Some((err, take)) = sent.err() {
             if matches!(err, EAGAIN | ENOMEM | ENOBUFS) {
                 return Ok(Pause::NotReady);
             }

@@ -1096,9 +1096,9 @@ impl<M: UserMemory> Vring<M> {
         Err(Fault::new(EINVAL, "an indirect table goes on past its end"))
     }
 
-    /// Makes one used entry of those behind the first `done`, for a packet of so many chains: it has
-    /// the head of the last chain, and what was written there. The driver knows that the chains
-    /// before it are full.
+    /// Makes one used entry of those behind the first `done`, for a packet of so many chains: it
+    /// has the head of the last chain, and what was written there. The driver knows that the
+    /// chains before it are full.
     fn merge(&mut self, done: usize, chains: u16) {
         let Some(last) = self.done.last().copied().filter(|_| chains > 0) else {
             return;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Inline functions and macros of the kernel that sys/ calls, made callable from Rust. No logic.
+ * Inline functions and macros of the kernel that sys/ calls, made callable from Rust. No logic, but
+ * for one copy that the kernel has no macro for.
  *
  * Sorted by header. With CONFIG_RUST_INLINE_HELPERS this file becomes bitcode that is linked into
  * the Rust object, and the functions are inlined; otherwise it is an object of the module.
@@ -200,17 +201,26 @@ Efault:
 	return -EFAULT;
 }
 
-/* For @size from 8 on: whole words, then the last one, which may overlap them. */
+/*
+ * What unsafe_copy_from_user() would be, for a @size of at least a word: whole words, then the last
+ * one, which may overlap those. What is copied twice may then differ from what was there at any one
+ * time, as after any copy from user memory. @to is no user's to choose, so it is not checked against
+ * the objects that may be copied to.
+ */
 __vhost_helper int rust_helper_copy_words_from_user(void *to, const void __user *from, size_t size)
 {
 	size_t i;
+	u64 word;
 
 	might_fault();
 	scoped_user_read_access_size(from, size, Efault) {
-		for (i = 0; i < size - sizeof(u64); i += sizeof(u64))
-			unsafe_get_user(*(u64 *)(to + i), (const u64 __user *)(from + i), Efault);
-		i = size - sizeof(u64);
-		unsafe_get_user(*(u64 *)(to + i), (const u64 __user *)(from + i), Efault);
+		for (i = 0; i < size - sizeof(word); i += sizeof(word)) {
+			unsafe_get_user(word, (const u64 __user *)(from + i), Efault);
+			put_unaligned(word, (u64 *)(to + i));
+		}
+		i = size - sizeof(word);
+		unsafe_get_user(word, (const u64 __user *)(from + i), Efault);
+		put_unaligned(word, (u64 *)(to + i));
 	}
 	return 0;
 

@@ -40,6 +40,8 @@ use kernel::{
 // A list of segments is handed to the C side as an array of these.
 static_assert!(size_of::<Segment>() == size_of::<bindings::iovec>());
 static_assert!(align_of::<Segment>() == align_of::<bindings::iovec>());
+// An iterator that is all zeroes goes over no bytes of one buffer, which are to be written.
+static_assert!(bindings::iter_type_ITER_UBUF == 0 && bindings::ITER_DEST == 0);
 
 /// What is behind a [`Socket`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,8 +306,8 @@ impl Socket {
         usize::try_from(sent).map_err(|_| Error::from_errno(sent))
     }
 
-    /// Receives a packet of at most `len` bytes into `segments`, if any, without their first `skip`
-    /// bytes. `control` goes to a tap as the packet that it is to deliver.
+    /// Receives a packet of at most `len` bytes into `segments`, if any, without their first
+    /// `skip` bytes. `control` goes to a tap as the packet that it is to deliver.
     ///
     /// Returns the number of bytes that the packet has, or fails as the socket's `recvmsg` does.
     #[inline(always)]
@@ -374,7 +376,8 @@ fn init_iter(
     match segments.as_slice() {
         [segment] => {
             let rest = segment.skip(skip);
-            // SAFETY: Where the segment points to is checked at the access.
+            // SAFETY: `iter` is valid for writes. Where the segment points to is checked at the
+            // access.
             unsafe {
                 local::iov_iter_ubuf(
                     iter,

@@ -46,7 +46,7 @@ impl CurrentMm {
             addr.get() as *const c_void,
         );
         let failed = if (size_of::<u64>()..=FEW).contains(&buf.len()) {
-            // Whatever the alignment: every CPU that this runs on takes that.
+            // At any user address: HAVE_EFFICIENT_UNALIGNED_ACCESS, says Kconfig.
             // SAFETY: `buf` is valid for writes of its length, which is at least a word. The
             // function checks the user address.
             unsafe { bindings::copy_words_from_user(to, from, buf.len()) != 0 }
@@ -88,7 +88,7 @@ impl UserMemory for CurrentMm {
     #[inline(always)]
     fn read_u64x2(&self, addr: UserAddr) -> Result<[u64; 2]> {
         let mut value = [0; 2];
-        // Whatever its alignment: every CPU that this runs on takes that from user memory.
+        // At any user address, as in `read_uninit`.
         // SAFETY: `value` is valid for writes of two words. The function checks the user address.
         let err = unsafe { bindings::get_user_u64x2(value.as_mut_ptr(), addr.get() as *const u64) };
         if err != 0 {

@@ -66,9 +66,10 @@ impl Drop for Frag {
 
 /// Cuts pages into pieces of the sizes that packets have.
 ///
-/// A cache takes its page anew, instead of another one, if all pieces of it were freed when it is
-/// used up. Of one cache the last pieces are still in use then; so there are two, and by the time
-/// that one is used up its turn is over, the pieces of the other are on their way.
+/// When a cache's page is used up and all its pieces were freed, it is cut up anew; otherwise the
+/// cache gets another one. Of a single cache, the pieces of the batch at hand are never free then.
+/// So there are two in turn: as long as a batch is not much longer than a page, which is so for
+/// packets of up to some 500 bytes, the other one's are.
 ///
 /// # Invariants
 ///
@@ -144,7 +145,7 @@ const fn align(size: usize) -> usize {
 /// What the network stack puts behind a packet that takes over its buffer.
 const TAIL: usize = align(size_of::<bindings::skb_shared_info>());
 
-// Less than the pad that the network stack wants (`NET_SKB_PAD`), wherever it runs.
+// No more than the pad that the network stack wants (`NET_SKB_PAD`), wherever it runs.
 static_assert!(HEADER_MAX <= 32);
 
 /// How the buffers of packets are laid out.
@@ -227,13 +228,15 @@ impl XdpBatch {
         let mut frag = self.cache.alloc(size)?;
         let room = frag.range(pad - header, pad + data_len);
         match segments.as_slice() {
+            // By the list's invariant it has as many bytes.
             [all] => CurrentMm.read_uninit(all.skip(skip).addr(), room)?,
             pieces => read_pieces(pieces, skip, room)?,
         }
 
         let start = frag.start.as_ptr();
-        // SAFETY: Both are within the fragment, with the pad of the network stack between them,
-        // which no header is as long as. All that is copied was just read.
+        // SAFETY: The fragment has `pad + data_len` bytes and more, and `HEADER_MAX` bytes at its
+        // start, with the pad of the network stack between these and the header in front of the
+        // packet, which was just read.
         unsafe {
             start.write_bytes(0, HEADER_MAX);
             let from = start.add(pad - header);

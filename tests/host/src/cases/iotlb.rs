@@ -70,9 +70,9 @@ pub fn check(case: &Case) -> Step {
                 let len = range.size.min(u64::from(u32::MAX)) as u32;
                 let access = if write { Access::Write } else { Access::Read };
                 let (pieces, want) = model.translate(addr, len, access, room);
-                let kept = *hints.last().unwrap();
-                let old = ago.map(|ago| hints[ago % hints.len()]);
-                for hint in [Hint::default(), kept, old[0], old[1]] {
+                let kept = hints.last().unwrap().clone();
+                let old = ago.map(|ago| hints[ago % hints.len()].clone());
+                for hint in [Hint::default(), kept].into_iter().chain(old) {
                     let (mut out, mut hint) = (list(room), hint);
                     let before = out.len();
                     let maps = iotlb.maps();
