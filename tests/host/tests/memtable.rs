@@ -157,7 +157,7 @@ proptest! {
         let mut out = Segments::new().unwrap();
         translate(&build(&other).unwrap(), stale * 2, 1, &mut old, &mut out).unwrap();
 
-        let mut hint = old;
+        let mut hint = old.clone();
         for (start, offset, len) in ranges {
             // Most of the ranges in the window of the regions.
             let first = regions.first().map_or(start, |region| region.0);
