@@ -144,14 +144,17 @@ class Guest:
     def evidence(self):
         """What there is to see of a guest that does not answer: the module's counters, the worker, the last words."""
         print("\nWhat the guest left:", file=sys.stderr)
-        for _ in range(2):
-            if COUNTED:
-                print(json.dumps(self.fdinfo(), indent=1), file=sys.stderr)
-            time.sleep(1)
-        for task in os.listdir(f"/proc/{self.process.pid}/task"):
-            folder = f"/proc/{self.process.pid}/task/{task}"
-            print(read(f"{folder}/comm").strip(), read(f"{folder}/schedstat").strip(), file=sys.stderr)
-            print(read(f"{folder}/stack"), file=sys.stderr)
+        if self.process.poll() is None:
+            for _ in range(2):
+                if COUNTED:
+                    print(json.dumps(self.fdinfo(), indent=1), file=sys.stderr)
+                time.sleep(1)
+            for task in os.listdir(f"/proc/{self.process.pid}/task"):
+                folder = f"/proc/{self.process.pid}/task/{task}"
+                print(read(f"{folder}/comm").strip(), read(f"{folder}/schedstat").strip(), file=sys.stderr)
+                print(read(f"{folder}/stack"), file=sys.stderr)
+        else:
+            print(f"QEMU ended with status {self.process.returncode}", file=sys.stderr)
         for path in (self.log, self.qemu_log):
             print(f"--- {path}\n{read(path)[-1500:]}", file=sys.stderr)
 
