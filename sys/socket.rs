@@ -289,7 +289,7 @@ impl Socket {
             // A tap takes all the buffers that `ctl` names.
             Ok(_) => batch.forget(),
             Err(err) => {
-                // A tap that fails the call has not looked at the buffers.
+                // A tap that fails the call has not looked at the buffers, so they are as they were.
                 batch.clear();
                 return Err(err);
             }
@@ -406,7 +406,8 @@ fn init_iter_list(
     end: usize,
 ) {
     // SAFETY: A segment is laid out as an `iovec`. Where it points to is checked at the access.
-    // The list outlives the iterator: each caller uses that only in a call within its own body.
+    // The list outlives the iterator: those who call `init_iter` borrow the list, and use the
+    // iterator only in a call within their own bodies.
     unsafe {
         bindings::iov_iter_init(
             iter,

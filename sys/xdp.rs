@@ -149,6 +149,11 @@ const TAIL: usize = align(size_of::<bindings::skb_shared_info>());
 static_assert!(HEADER_MAX <= 32);
 
 /// How the buffers of packets are laid out.
+///
+/// # Invariants
+///
+/// `header` is at most [`HEADER_MAX`], and `pad` is `header` and the pad of the network stack, or
+/// more.
 #[derive(Clone, Copy)]
 pub struct Layout {
     /// The size in bytes of the header, at most [`HEADER_MAX`].
@@ -169,6 +174,7 @@ impl Layout {
         let headroom = if xdp { local::XDP_HEADROOM } else { 0 };
         // SAFETY: The function returns a constant.
         let pad = align(unsafe { local::net_rx_pad() } + headroom + header);
+        // INVARIANT: Checked and added above.
         Ok(Self { header, pad })
     }
 
@@ -278,6 +284,7 @@ impl XdpBatch {
         }
     }
 
+    /// Whoever uses it leaves the buffers as they are, or calls [`Self::forget`].
     pub(super) fn as_mut_ptr(&mut self) -> *mut local::xdp_buff {
         self.buffs.as_mut_ptr()
     }
