@@ -1028,8 +1028,8 @@ impl<M: UserMemory> Vring<M> {
         Ok(raw)
     }
 
-    /// Follows the chain whose first descriptor is `desc`. Returns how many descriptors it has in
-    /// the ring itself.
+    /// Follows the chain whose first descriptor is `desc`. Returns what was found, and how many
+    /// descriptors it has in the ring itself. Fails as [`Take::next_chain`] does of a chain.
     #[inline(never)]
     fn follow(&mut self, mut desc: Desc, mut parts: Parts<'_>) -> Result<(Found, u16), Fault> {
         let mut count = 1;
@@ -1117,8 +1117,8 @@ impl<M: UserMemory> Vring<M> {
         let _ = self.spans.push_within_capacity(chains);
     }
 
-    /// Gives the last `chains` that were taken back. Before them, there were `done` entries, and
-    /// `next_desc` came next.
+    /// Puts the last `chains` that were taken back into the ring. Before them there were `done`
+    /// entries, and `next_desc` came next.
     #[inline(never)]
     fn give_back(&mut self, done: usize, next_desc: Option<u16>, chains: u16) {
         self.done.truncate(done);

@@ -163,14 +163,6 @@ __vhost_helper void rust_helper_skb_queue_unlock(struct sk_buff_head *list, unsi
 	spin_unlock_irqrestore(&list->lock, flags);
 }
 
-/* linux/uio.h */
-
-__vhost_helper void rust_helper_iov_iter_ubuf(struct iov_iter *i, unsigned int direction,
-					      void __user *buf, size_t count)
-{
-	iov_iter_ubuf(i, direction, buf, count);
-}
-
 /* linux/uaccess.h */
 
 __vhost_helper bool rust_helper_access_ok(const void __user *addr, unsigned long size)
@@ -226,6 +218,14 @@ __vhost_helper int rust_helper_copy_words_from_user(void *to, const void __user 
 
 Efault:
 	return -EFAULT;
+}
+
+/* linux/uio.h */
+
+__vhost_helper void rust_helper_iov_iter_ubuf(struct iov_iter *i, unsigned int direction,
+					      void __user *buf, size_t count)
+{
+	iov_iter_ubuf(i, direction, buf, count);
 }
 
 /* linux/wait_bit.h */
