@@ -109,9 +109,16 @@ class Guest:
         if "KVM internal error" in said:
             raise EmulatorFlaw(said[:300])
         if self.process.poll() is not None:
-            raise Failure(f"QEMU ended: {said[-300:] or read(self.log)[-300:]}")
+            raise Failure(f"QEMU ended with {self.process.returncode}: {said[-300:] or read(self.log)[-300:]}")
         if "falling back on userspace" in said:
             raise Failure(f"QEMU does not use vhost-net: {said[-300:]}")
+
+    def wait_until_ended(self):
+        """For a QEMU that closed its side of something: it may still have its memory to give back."""
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            pass
 
     def check_not_frozen(self):
         said = len(read(self.log))
@@ -146,8 +153,10 @@ class Guest:
         print("\nWhat the guest left:", file=sys.stderr)
         if self.process.poll() is None:
             for _ in range(2):
-                if COUNTED:
-                    print(json.dumps(self.fdinfo(), indent=1), file=sys.stderr)
+                try:
+                    print(json.dumps(self.fdinfo() if COUNTED else None, indent=1), file=sys.stderr)
+                except (Failure, OSError) as reason:
+                    print(reason, file=sys.stderr)
                 time.sleep(1)
             for task in os.listdir(f"/proc/{self.process.pid}/task"):
                 folder = f"/proc/{self.process.pid}/task/{task}"

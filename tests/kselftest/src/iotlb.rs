@@ -11,18 +11,16 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 use std::sync::Mutex;
-use std::time::Duration;
-use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use crate::check;
 use crate::check_eq;
+use crate::deadline;
 use crate::sys::readable;
 use crate::Guest;
 use crate::Res;
-use crate::PATIENCE;
 
 const PAGE: u64 = 4096;
 
@@ -292,7 +290,7 @@ fn protect(page: u64, on: bool) {
 
 /// Waits for a miss and reads it.
 pub fn wait_miss(fd: &impl AsRawFd) -> Res<Msg> {
-    let deadline = Instant::now() + Duration::from_secs(PATIENCE);
+    let deadline = deadline();
     check!(readable(fd, deadline), "no miss came");
     read(fd).map_err(|e| crate::Fail(format!("{e} from the read of a miss")))
 }

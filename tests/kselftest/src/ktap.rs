@@ -153,7 +153,7 @@ fn read_until(r: &mut std::fs::File, deadline: Instant) -> String {
 
 /// Nobody may hold the module when a test is over.
 fn unused() -> Res {
-    let deadline = Instant::now() + Duration::from_secs(crate::PATIENCE);
+    let deadline = crate::deadline();
     while let Some(n) = crate::sys::module_users() {
         if n == 0 {
             break;

@@ -21,6 +21,9 @@ pub mod ring;
 pub mod sys;
 pub mod traffic;
 
+use std::time::Duration;
+use std::time::Instant;
+
 pub use guest::Config;
 pub use guest::Guest;
 pub use guest::RX;
@@ -54,9 +57,15 @@ pub mod feature {
     pub const HOST_TUNNEL: u64 = 1 << 3;
 }
 
-/// How long a test waits for something that must happen, in seconds. Generous: the machine may be
-/// emulated and shared.
-pub const PATIENCE: u64 = 20;
+/// How long a test waits for something that must happen. Generous: the machine may be emulated and shared.
+pub fn patience() -> Duration {
+    Duration::from_secs(if sys::on_debug_kernel() { 100 } else { 20 })
+}
+
+/// When a test that begins to wait now has waited long enough.
+pub fn deadline() -> Instant {
+    Instant::now() + patience()
+}
 
 /// How much of something a test does that is long on the base kernel: there a stream is long to meet what is rare. On the
 /// debug kernel, which takes several times as long for everything, what counts is that every path is taken.

@@ -12,12 +12,11 @@ use std::os::fd::FromRawFd;
 use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
-use std::time::Duration;
 use std::time::Instant;
 
+use crate::deadline;
 use crate::sys::readable;
 use crate::Res;
-use crate::PATIENCE;
 
 const TUNSETIFF: u64 = 0x4004_54ca;
 const TUNSETPERSIST: u64 = 0x4004_54cb;
@@ -305,7 +304,7 @@ impl Plug {
 
     /// The next packet that waited, waited for.
     pub fn recv(&mut self) -> Res<Vec<u8>> {
-        let deadline = Instant::now() + Duration::from_secs(PATIENCE);
+        let deadline = deadline();
         loop {
             if let Some(p) = self.try_recv() {
                 return Ok(p);
@@ -399,7 +398,7 @@ impl Peer {
 
     /// Sends a packet.
     pub fn send(&self, data: &[u8]) -> Res {
-        let deadline = Instant::now() + Duration::from_secs(PATIENCE);
+        let deadline = deadline();
         loop {
             // SAFETY: the bytes are valid.
             let r = unsafe { libc::send(self.fd.as_raw_fd(), data.as_ptr().cast(), data.len(), 0) };
@@ -430,7 +429,7 @@ impl Peer {
 
     /// The next packet, waited for.
     pub fn recv(&mut self) -> Res<Vec<u8>> {
-        let deadline = Instant::now() + Duration::from_secs(PATIENCE);
+        let deadline = deadline();
         loop {
             if let Some(p) = self.try_recv() {
                 return Ok(p);

@@ -8,20 +8,19 @@ use std::sync::atomic::AtomicU16;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::time::Duration;
-use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
+use crate::deadline;
 use crate::feature::EVENT_IDX;
 use crate::feature::IN_ORDER;
+use crate::patience;
 use crate::sys::readable;
 use crate::Config;
 use crate::Fail;
 use crate::Mem;
 use crate::Res;
-use crate::PATIENCE;
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
@@ -429,7 +428,7 @@ impl Ring {
     /// It sleeps on the call eventfd, having asked for a call as the specification says: a device that
     /// forgets to call makes this fail.
     pub fn wait(&mut self) -> Res<Used> {
-        let deadline = Instant::now() + Duration::from_secs(PATIENCE);
+        let deadline = deadline();
         loop {
             if let Some(u) = self.pop() {
                 return Ok(u);
@@ -448,8 +447,10 @@ impl Ring {
                 };
                 let errs = self.err.read().unwrap_or(0);
                 return Err(Fail(format!(
-                    "no call in {PATIENCE} s, {late} (avail {}, used {}, errors {errs})",
-                    self.avail_idx, self.used_idx
+                    "no call in {:?}, {late} (avail {}, used {}, errors {errs})",
+                    patience(),
+                    self.avail_idx,
+                    self.used_idx
                 )));
             }
             let _ = self.call.read();
@@ -465,7 +466,8 @@ impl Ring {
         });
         got.ok_or_else(|| {
             Fail(format!(
-                "nothing used in {PATIENCE} s (at {})",
+                "nothing used in {:?} (at {})",
+                patience(),
                 self.used_idx
             ))
         })
@@ -473,7 +475,7 @@ impl Ring {
 
     /// Waits for the error eventfd. Its count is consumed.
     pub fn wait_err(&self) -> Res {
-        let deadline = Instant::now() + Duration::from_secs(PATIENCE);
+        let deadline = deadline();
         crate::check!(readable(&self.err, deadline), "no error signalled");
         let _ = self.err.read();
         Ok(())

@@ -146,7 +146,7 @@ pub fn readable(fd: &impl AsRawFd, deadline: Instant) -> bool {
 
 /// Waits until the condition holds. False: the patience is over.
 pub fn until(mut cond: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(crate::PATIENCE);
+    let deadline = crate::deadline();
     while !cond() {
         if Instant::now() > deadline {
             return false;

@@ -735,7 +735,7 @@ fn misses() -> Res {
             s.g.tx.add(&[Seg::r(s.at, s.g.hdr + 60)]);
             s.g.tx.submit();
             s.g.tx.kick();
-            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(PATIENCE);
+            let deadline = deadline();
             check!(readable(&s.g.net, deadline), "no miss");
             Ok(())
         },

@@ -670,7 +670,7 @@ fn poll() -> Res {
     }
     // Who waits in poll is woken.
     let fd = dup(&g.net)?;
-    let patience = 1000 * PATIENCE as i32;
+    let patience = patience().as_millis() as i32;
     let waiter = std::thread::spawn(move || events(&fd, patience));
     missing(&mut g)?;
     check_eq!(waiter.join().unwrap(), READABLE, "a thread in poll");
@@ -704,7 +704,7 @@ fn epoll_edges() -> Res {
         );
         epoll
     };
-    let patience = 1000 * PATIENCE as i32;
+    let patience = patience().as_millis() as i32;
     for round in 0..5 {
         check_eq!(ready(epoll, 0), 0, "nothing in round {round}");
         let (s, p) = missing(&mut g)?;
