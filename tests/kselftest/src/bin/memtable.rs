@@ -110,13 +110,13 @@ fn replaced(features: u64, pieces: &[u64]) -> Res {
             }
         });
         let mut t = Traffic::new(&g, AREA + 100);
-        let mut count = 2000;
+        let mut count = amount(2000);
         let result = loop {
             let r = t.run(&mut g, count);
-            if r.is_err() || times.load(Relaxed) >= 200 || failed.load(Relaxed) != 0 {
+            if r.is_err() || times.load(Relaxed) >= amount(200) || failed.load(Relaxed) != 0 {
                 break r;
             }
-            count += 500;
+            count += amount(500);
         };
         stop.store(true, Relaxed);
         result

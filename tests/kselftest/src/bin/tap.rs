@@ -49,10 +49,11 @@ fn limit_changes() -> Res {
     let mut g = Guest::new(Config::default())?;
     let area = g.mem.alloc(Traffic::room(&g), 4096);
     let mut t = Traffic::new(&g, area);
+    let step = amount(200);
     for i in 1..20 {
-        t.feed(&mut g, 200 * i)?;
+        t.feed(&mut g, step * i)?;
         g.tap.sndbuf(if i % 2 == 0 { i32::MAX } else { 2000 })?;
-        t.run(&mut g, 200 * i)?;
+        t.run(&mut g, step * i)?;
     }
     Ok(())
 }
