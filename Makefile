@@ -6,6 +6,9 @@ obj-$(CONFIG_VHOST_NET_RUST) += vhost_net.o
 # A module may not have a member of its own name.
 vhost_net-y := vhost_net_main.o
 
+# Out of tree the kernel's configuration does not have the option.
+rustflags-$(CONFIG_VHOST_NET_RUST_KUNIT_TEST) += --cfg CONFIG_VHOST_NET_RUST_KUNIT_TEST
+
 # Bindings for what the kernel crate does not bind, and for the helpers.
 targets += sys/bindings_generated.rs
 export VHOST_NET_BINDINGS := $(abspath $(obj)/sys/bindings_generated.rs)
@@ -63,14 +66,17 @@ ifeq ($(origin KDIR),undefined)
 KDIR = $(shell VM_KERNEL=$(VM_KERNEL) scripts/kernel --print)
 TOOLCHAIN ?= $(shell scripts/toolchain)
 endif
-OUT := $(CURDIR)/build/$(VM_KERNEL)
+# VM_KUNIT=1: the module with its KUnit suites, in a folder of its own.
+KUNIT := $(if $(VM_KUNIT),CONFIG_VHOST_NET_RUST_KUNIT_TEST=y)
+OUT := $(CURDIR)/build/$(VM_KERNEL)$(if $(VM_KUNIT),-kunit)
+BASE := $(filter base,$(notdir $(OUT)))
 
 .PHONY: modules
 modules:
 	@[ -n "$(KDIR)" ] || exit 1
-	$(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(OUT) CONFIG_VHOST_NET_RUST=m $(TOOLCHAIN) modules
-	@[ $(VM_KERNEL) != base ] || cp $(OUT)/vhost_net.ko vhost_net.ko
-	@echo "The module is $(if $(filter base,$(VM_KERNEL)),vhost_net.ko,$(OUT)/vhost_net.ko)"
+	$(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(OUT) CONFIG_VHOST_NET_RUST=m $(KUNIT) $(TOOLCHAIN) modules
+	@$(if $(BASE),cp $(OUT)/vhost_net.ko vhost_net.ko)
+	@echo "The module is $(if $(BASE),vhost_net.ko,$(OUT)/vhost_net.ko)"
 
 .PHONY: kernel
 kernel:

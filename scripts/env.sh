@@ -14,7 +14,7 @@ esac
 
 linux=$cache/linux             # the kernel's source, one tree for all flavours
 kdir=$cache/build/$flavour     # the kernel's build folder, KDIR of the module
-module_out=$root/build/$flavour # the module's build folder
+module_out=$root/build/$flavour${VM_KUNIT:+-kunit} # the module's build folder
 
 # virtme-ng, which boots the VMs.
 virtme_version=1.42

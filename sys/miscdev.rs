@@ -179,7 +179,8 @@ impl<T: MiscDevice> VTable<T> {
 
     /// # Safety
     ///
-    /// `kiocb` is a request to an open file of the device, and `iter` is valid for writes.
+    /// `kiocb` is a request to an open file of the device, and `iter` is its destination, which
+    /// nobody else uses.
     unsafe extern "C" fn read_iter(
         kiocb: *mut bindings::kiocb,
         iter: *mut bindings::iov_iter,
@@ -201,7 +202,8 @@ impl<T: MiscDevice> VTable<T> {
 
     /// # Safety
     ///
-    /// `kiocb` is a request to an open file of the device, and `iter` is valid for reads.
+    /// `kiocb` is a request to an open file of the device, and `iter` is its source, which nobody
+    /// else uses.
     unsafe extern "C" fn write_iter(
         kiocb: *mut bindings::kiocb,
         iter: *mut bindings::iov_iter,
@@ -226,7 +228,8 @@ impl<T: MiscDevice> VTable<T> {
         file: *mut bindings::file,
         table: *mut bindings::poll_table_struct,
     ) -> bindings::__poll_t {
-        // SAFETY: By the safety requirements. `poll` is called outside of `fdget_pos` regions.
+        // SAFETY: By the safety requirements. This thread is in no `fdget_pos` region of the file,
+        // and those of others guard no position, for a file like this has none.
         unsafe {
             T::poll(
                 Self::device(file),

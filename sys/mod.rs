@@ -11,6 +11,8 @@ pub mod miscdev;
 pub mod poll;
 pub mod sched;
 pub mod socket;
+#[cfg(CONFIG_VHOST_NET_RUST_KUNIT_TEST)]
+mod tests;
 pub mod uaccess;
 pub mod ubuf;
 pub mod vhost_task;

@@ -82,7 +82,7 @@ pub struct PollEntry<T: Wake> {
 // SAFETY: An entry may be put on and taken off its queue by any thread; the target may be told by
 // any thread, and dropped by any, for it is `Send + Sync`.
 unsafe impl<T: Wake> Send for PollEntry<T> {}
-// SAFETY: There are no methods on `&self`.
+// SAFETY: The only method on `&self` reads what never changes.
 unsafe impl<T: Wake> Sync for PollEntry<T> {}
 
 impl<T: Wake> PollEntry<T> {

@@ -200,7 +200,8 @@ impl Socket {
     /// Fails as the socket's `sendmsg` does: with [`EAGAIN`] if the socket is full, with
     /// [`ENOMEM`] or [`ENOBUFS`], or because the packet is bad.
     pub fn send(&self, segments: &Segments, skip: usize, more: bool) -> Result<usize> {
-        self.send_with(segments, skip, more, None)
+        // SAFETY: There is no `ctl`.
+        unsafe { self.send_with(segments, skip, more, None) }
     }
 
     /// As [`Self::send`] to a tap, which may use the memory of `segments` until it has completed
@@ -227,12 +228,18 @@ impl Socket {
             num: 0,
             ptr: ubuf.cast::<c_void>(),
         };
-        self.send_with(segments, skip, more, Some(&mut ctl))
+        // SAFETY: The socket is a tap. By the safety requirement `ubuf` is what it is said to be.
+        unsafe { self.send_with(segments, skip, more, Some(&mut ctl)) }
     }
 
     /// Sends a packet, with `ctl` for a tap.
+    ///
+    /// # Safety
+    ///
+    /// Only a tap gets a `ctl`, and its pointer is what its type says, for as long as
+    /// [`Self::send_ubuf`] or [`Self::send_batch`] does.
     #[inline(always)]
-    fn send_with(
+    unsafe fn send_with(
         &self,
         segments: &Segments,
         skip: usize,
@@ -258,7 +265,9 @@ impl Socket {
             skip,
             len,
         );
-        self.sendmsg(&mut msg, len)
+        // SAFETY: `ctl` is as the safety requirement says, and the iterator goes over `segments`.
+        // Both are borrowed until this returns.
+        unsafe { self.sendmsg(&mut msg, len) }
     }
 
     /// Sends the packets of a batch and empties it. Never waits.
@@ -285,7 +294,9 @@ impl Socket {
         };
         msg.__bindgen_anon_1.msg_control = (&raw mut ctl).cast::<c_void>();
 
-        match self.sendmsg(&mut msg, 0) {
+        // SAFETY: The socket is a tap. `ctl` says how many buffers the batch has and where, and the
+        // iterator goes over nothing.
+        match unsafe { self.sendmsg(&mut msg, 0) } {
             // A tap takes all the buffers that `ctl` names.
             Ok(_) => batch.forget(),
             Err(err) => {
@@ -297,11 +308,16 @@ impl Socket {
         Ok(())
     }
 
-    fn sendmsg(&self, msg: &mut bindings::msghdr, len: usize) -> Result<usize> {
+    /// # Safety
+    ///
+    /// What the iterator of `msg` goes over is valid for the call. Its control data is nothing, or
+    /// a `tun_msg_ctl` for a tap, which is valid for the call too.
+    unsafe fn sendmsg(&self, msg: &mut bindings::msghdr, len: usize) -> Result<usize> {
         let sock = self.sock.as_ptr();
         // SAFETY: By the type invariant the socket is valid, and each socket has its operations.
         let sendmsg = unsafe { (*(*sock).ops).sendmsg }.ok_or(ENOTSOCK)?;
-        // SAFETY: The socket and the message are valid for the call.
+        // SAFETY: By the type invariant and the safety requirement the socket and the message are
+        // valid for the call.
         let sent = unsafe { sendmsg(sock, msg, len) };
         usize::try_from(sent).map_err(|_| Error::from_errno(sent))
     }
@@ -310,8 +326,13 @@ impl Socket {
     /// `skip` bytes. `control` goes to a tap as the packet that it is to deliver.
     ///
     /// Returns the number of bytes that the packet has, or fails as the socket's `recvmsg` does.
+    ///
+    /// # Safety
+    ///
+    /// `control` is null, or the socket is a tap and the caller gives it this packet, which came
+    /// out of its ring.
     #[inline(always)]
-    fn recvmsg(
+    unsafe fn recvmsg(
         &self,
         control: *mut c_void,
         segments: Option<&Segments>,
@@ -327,8 +348,9 @@ impl Socket {
         }
         msg.__bindgen_anon_1.msg_control = control;
         let flags = (bindings::MSG_DONTWAIT | bindings::MSG_TRUNC) as c_int;
-        // SAFETY: The socket and the message are valid for the call. An iterator that is all
-        // zeroes is one over no user memory.
+        // SAFETY: By the type invariant and the safety requirement the socket and the message are
+        // valid for the call: the iterator goes over `segments`, which are borrowed until this
+        // returns, or is all zeroes, which is one over no user memory.
         let received = unsafe { recvmsg(sock, &mut msg, len, flags) };
         usize::try_from(received).map_err(|_| Error::from_errno(received))
     }
@@ -605,10 +627,12 @@ impl Receiver {
         match &mut self.0 {
             Source::Ring(batch) => {
                 let frame = batch.pop().ok_or(EAGAIN)?;
-                // The tap takes the frame, whatever happens.
-                batch.sock.recvmsg(frame, segments, skip, len)
+                // SAFETY: The frame came out of this socket's ring, which only a tap has, and is
+                // ours no more: the tap takes it, whatever happens.
+                unsafe { batch.sock.recvmsg(frame, segments, skip, len) }
             }
-            Source::Queue(sock) => sock.recvmsg(ptr::null_mut(), segments, skip, len),
+            // SAFETY: It is given no packet.
+            Source::Queue(sock) => unsafe { sock.recvmsg(ptr::null_mut(), segments, skip, len) },
         }
     }
 

@@ -47,8 +47,8 @@ impl CurrentMm {
         );
         let failed = if (size_of::<u64>()..=FEW).contains(&buf.len()) {
             // At any user address: HAVE_EFFICIENT_UNALIGNED_ACCESS, says Kconfig.
-            // SAFETY: `buf` is valid for writes of its length, which is at least a word. The
-            // function checks the user address.
+            // SAFETY: `buf` is valid for writes of its length, which is at least a word, as the
+            // function wants. It checks the user address.
             unsafe { bindings::copy_words_from_user(to, from, buf.len()) != 0 }
         } else {
             // SAFETY: `buf` is valid for writes of its length. The function checks the user
