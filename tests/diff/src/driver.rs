@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Runs scripts with one driver or the other, in a process on each processor.
+//! Runs scripts with one driver or the other, in processes that each keep to one processor.
 
 use std::io::Error;
 use std::io::Read;
@@ -26,6 +26,9 @@ use crate::script::Script;
 /// The drivers, as the names of their modules' files.
 pub const DRIVERS: [&str; 2] = ["c", "rust"];
 
+/// How many processes a processor has: to close a device is mostly to wait for other processors. All have
+/// the same priority, below that of any worker, so none is noticed by another.
+const CHILDREN: usize = 2;
 /// How long a script may take. One takes milliseconds; after this its process is ended.
 const LIMIT: Duration = Duration::from_secs(10);
 /// Above that of what is watched.
@@ -49,8 +52,9 @@ impl Drivers {
             loaded: 0,
             children: vec![],
         };
-        for cpu in 0..std::thread::available_parallelism()?.get() {
-            drivers.children.push(Child::start(cpu)?);
+        let cpus = std::thread::available_parallelism()?.get();
+        for i in 0..cpus * CHILDREN {
+            drivers.children.push(Child::start(i % cpus)?);
         }
         priority(WATCH_PRIORITY)?;
         Ok(drivers)
@@ -87,23 +91,29 @@ impl Drivers {
                 .collect();
             // SAFETY: the array is of that length.
             unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as u64, 1000) };
-            for (cpu, child) in self.children.iter_mut().enumerate() {
+            for (child, fd) in self.children.iter_mut().zip(fds) {
                 let Some((number, since)) = child.task else {
                     continue;
                 };
-                if fds[cpu].revents == 0 && since.elapsed() < LIMIT {
+                if fd.revents == 0 && since.elapsed() < LIMIT {
                     continue;
                 }
                 left -= 1;
                 child.task = None;
                 let at = child.action.load(Ordering::Relaxed);
-                seen[number] = match fds[cpu].revents {
+                seen[number] = match fd.revents {
                     0 => format!("hung at action {at}\n"),
                     _ => receive(&mut child.stream).unwrap_or(format!("died at action {at}\n")),
                 };
                 if !seen[number].ends_with("bye\n") {
-                    child.end();
-                    *child = Child::start(cpu)?;
+                    if !child.end() {
+                        print!("{}", script::print(&scripts[number]));
+                        bail!(
+                            "the process that ran this can't be ended: {}",
+                            seen[number].trim()
+                        );
+                    }
+                    *child = Child::start(child.cpu)?;
                 }
             }
         }
@@ -113,12 +123,15 @@ impl Drivers {
 
 impl Drop for Drivers {
     fn drop(&mut self) {
-        self.children.iter().for_each(Child::end);
+        for child in &self.children {
+            child.end();
+        }
     }
 }
 
 /// A process that runs scripts.
 struct Child {
+    cpu: usize,
     pid: i32,
     stream: UnixStream,
     /// The number of the script that it runs, and since when.
@@ -160,6 +173,7 @@ impl Child {
             unsafe { libc::_exit(0) }
         }
         Ok(Child {
+            cpu,
             pid,
             stream,
             task: None,
@@ -172,12 +186,20 @@ impl Child {
         send(&mut self.stream, &script::print(script))
     }
 
-    fn end(&self) {
+    /// Returns whether it ended: one that waits in the kernel for what does not come does not.
+    fn end(&self) -> bool {
+        let start = Instant::now();
         // SAFETY: it is our child, which nobody has waited for.
         unsafe {
             libc::kill(self.pid, libc::SIGKILL);
-            libc::waitpid(self.pid, std::ptr::null_mut(), 0);
+            while libc::waitpid(self.pid, std::ptr::null_mut(), libc::WNOHANG) == 0 {
+                if start.elapsed() > LIMIT {
+                    return false;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
+        true
     }
 }
 

@@ -23,7 +23,9 @@ use std::os::fd::FromRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
+use kselftest::check;
 use kselftest::feature;
 use kselftest::frame;
 use kselftest::net::tcp_frame;
@@ -34,6 +36,7 @@ use kselftest::sys::ioctl;
 use kselftest::Peer;
 use kselftest::Res;
 use kselftest::Tap;
+use kselftest::PATIENCE;
 
 use crate::script::Action;
 
@@ -67,6 +70,18 @@ const fn tables(q: usize) -> u64 {
 const TABLE: usize = 8;
 /// Where a queue's buffers are, from and to.
 const BUFFERS: [(u64, u64); 2] = [(0x18000, 0x2c000), (0x2c000, SIZE)];
+
+/// What the device signals; how often is written behind it.
+pub const EVENTFDS: [&str; 7] = [
+    "call 0",
+    "call 1",
+    "error 0",
+    "error 1",
+    "log",
+    LOG_BY_IOTLB,
+    "spare",
+];
+pub const LOG_BY_IOTLB: &str = "log by IOTLB";
 
 /// The pages of the buffers to receive into.
 pub const RX_PAGES: std::ops::Range<u64> = BUFFERS[0].0 / 0x1000..BUFFERS[0].1 / 0x1000;
@@ -230,9 +245,13 @@ impl Machine {
 
     /// Runs a script on a device of its own. Returns what was seen. `at` is told the number of each action.
     pub fn run(&mut self, script: &[Action], at: &AtomicUsize) -> Res<String> {
-        // SAFETY: both are mapped, and no device is open that could write there.
+        // SAFETY: both are mapped, and no device is open that could write there. What is private and
+        // given up is zero when it is read next.
         unsafe {
             std::ptr::write_bytes(ARENA as *mut u8, 0, SIZE as usize);
+            if libc::madvise(LOG as *mut _, LOG_SIZE as usize, libc::MADV_DONTNEED) != 0 {
+                return Err(Error::last_os_error().into());
+            }
         }
         let dev = std::fs::OpenOptions::new()
             .read(true)
@@ -254,10 +273,14 @@ impl Machine {
             legacy_big: false,
             checksums: false,
             in_order: false,
+            on_empty: false,
             down: vec![],
             number: 0,
+            open: true,
             out: String::new(),
         };
+        run.empty();
+        run.out.clear();
         for (number, action) in script.iter().enumerate() {
             at.store(number + 1, Ordering::Relaxed);
             let _ = writeln!(run.out, "{action}");
@@ -265,28 +288,9 @@ impl Machine {
             let _ = writeln!(run.out, "  = {result}");
             run.look();
         }
-        run.end();
-        let Run { dev, mut out, .. } = run;
-        // What the device held comes back.
-        drop(dev);
-        self.leftovers(&mut out);
-        out.push_str("bye\n");
-        Ok(out)
-    }
-
-    /// Packets that nobody took.
-    fn leftovers(&mut self, out: &mut String) {
-        let files = [
-            (&self.tap.fd, "tap 1"),
-            (&self.plain.fd, "tap 2"),
-            (&self.packet.fd, "socket 3"),
-            (&self.packet_vnet.fd, "socket 4"),
-        ];
-        for (mut file, name) in files {
-            while let Ok(n) = file.read(&mut self.buf) {
-                let _ = writeln!(out, "  left {name} {n}#{:08x}", hash(&self.buf[..n]));
-            }
-        }
+        run.end()?;
+        run.out.push_str("bye\n");
+        Ok(run.out)
     }
 }
 
@@ -374,10 +378,15 @@ struct Run<'a> {
     checksums: bool,
     /// Queue 1 was in order at some time.
     in_order: bool,
+    /// It was called when its ring was empty, whatever event it asked for, at some time. From such a call
+    /// no event counts, so how many calls there were before makes the number of the next.
+    on_empty: bool,
     /// The interfaces that were taken down.
     down: Vec<u64>,
     /// Of the next packet.
     number: u32,
+    /// The device is.
+    open: bool,
     out: String,
 }
 
@@ -675,6 +684,7 @@ impl Run<'_> {
                 }
             }
             self.in_order |= self.has(feature::IN_ORDER);
+            self.on_empty |= self.has(feature::NOTIFY_ON_EMPTY) && self.has(feature::EVENT_IDX);
         }
         done(r)
     }
@@ -1312,7 +1322,7 @@ impl Run<'_> {
 
     /// Writes down what changed.
     fn look(&mut self) {
-        if self.kernel_thread && self.owner {
+        if self.kernel_thread && self.owner && self.open {
             // An ioctl that fails, and waits for the worker before it says so.
             for _ in 0..4 {
                 let table = sys::mem_table(0, 1, &[]);
@@ -1430,23 +1440,30 @@ impl Run<'_> {
 
     fn look_at_files(&mut self) {
         let iotlb = self.has(feature::ACCESS_PLATFORM);
+        let open = self.open;
         let m = &mut *self.m;
         let names = [
-            (&m.call[0], "call 0"),
-            (&m.call[1], "call 1"),
-            (&m.err[0], "error 0"),
-            (&m.err[1], "error 1"),
-            (&m.log, if iotlb { "log by IOTLB" } else { "log" }),
-            (&m.spare[1], "spare"),
+            (&m.call[0], EVENTFDS[0]),
+            (&m.call[1], EVENTFDS[1]),
+            (&m.err[0], EVENTFDS[2]),
+            (&m.err[1], EVENTFDS[3]),
+            (&m.log, if iotlb { LOG_BY_IOTLB } else { EVENTFDS[4] }),
+            (&m.spare[1], EVENTFDS[6]),
             (&self.dev, "message"),
             (&m.peer.fd, "out 1"),
             (&m.plain_peer.fd, "out 2"),
             (&m.wire.fd, "out 3"),
         ];
         loop {
-            let mut fds = names.map(|(file, _)| libc::pollfd {
-                fd: file.as_raw_fd(),
-                events: libc::POLLIN,
+            let mut fds = names.map(|(file, name)| libc::pollfd {
+                fd: match name {
+                    "message" if !open => -1,
+                    _ => file.as_raw_fd(),
+                },
+                events: match name {
+                    "message" => libc::POLLIN | libc::POLLRDNORM | libc::POLLPRI | libc::POLLOUT,
+                    _ => libc::POLLIN,
+                },
                 revents: 0,
             });
             // SAFETY: the array is of that length.
@@ -1464,8 +1481,13 @@ impl Run<'_> {
                     continue;
                 }
                 match file.read(&mut m.buf) {
-                    // How often is not the same: only that there was something.
-                    Ok(_) if i < 6 => {}
+                    Ok(_) if i < 6 => {
+                        let mut n = u64::from_ne_bytes(m.buf[..8].try_into().unwrap());
+                        if self.on_empty {
+                            n = n.min(1);
+                        }
+                        let _ = write!(self.out, " {n}");
+                    }
                     Ok(n) => {
                         packets = true;
                         let data = &m.buf[..n];
@@ -1506,14 +1528,30 @@ impl Run<'_> {
         }
     }
 
-    fn end(&mut self) {
+    /// What is left when the device is closed. The machine is as it was then, and the worker gone: what
+    /// it did too late would be seen in the next script.
+    fn end(&mut self) -> Res {
         let _ = writeln!(self.out, "end");
         for q in 0..2 {
             let state = self.get_state(sys::GET_VRING_BASE, q);
             let _ = writeln!(self.out, "  base {state}");
         }
+        let _ = writeln!(self.out, "close");
+        self.dev = eventfd()?;
+        self.open = false;
+        let start = Instant::now();
+        while std::fs::read_dir("/proc/self/task")?.count() > 1 {
+            check!(
+                start.elapsed().as_secs() < PATIENCE,
+                "the worker outlives its device"
+            );
+        }
+        self.look();
         self.pages();
+        self.log_left();
         self.restore();
+        self.empty();
+        Ok(())
     }
 
     /// The memory, a page a line.
@@ -1547,6 +1585,25 @@ impl Run<'_> {
         }
     }
 
+    /// What is marked in the log where no script looks, or after it looked.
+    fn log_left(&mut self) {
+        let mut there = [0u8; LOG_SIZE as usize / 0x1000];
+        // SAFETY: the log is mapped, and the array has a byte for each of its pages.
+        unsafe { libc::mincore(LOG as *mut _, LOG_SIZE as usize, there.as_mut_ptr()) };
+        for page in (0..there.len()).filter(|&page| there[page] & 1 != 0) {
+            let at = LOG as usize + page * 0x1000;
+            // SAFETY: that page is mapped, and no device is open that could write there.
+            let words = unsafe { &*(at as *const [u64; 512]) };
+            for (i, word) in words.iter().enumerate().filter(|(_, &word)| word != 0) {
+                let _ = writeln!(
+                    self.out,
+                    "  log left {:#x}: {word:#x}",
+                    page * 0x1000 + 8 * i
+                );
+            }
+        }
+    }
+
     /// Makes the machine as it was.
     fn restore(&mut self) {
         self.sndbuf(0);
@@ -1554,16 +1611,25 @@ impl Run<'_> {
             self.link(b, true);
         }
         ioctl(&self.m.tap.fd, TUNSETVNETHDRSZ, &12i32);
-        for mut file in self
-            .m
-            .kick
-            .iter()
-            .chain(&self.m.call)
-            .chain(&self.m.err)
-            .chain(&self.m.spare)
-            .chain([&self.m.log])
-        {
+        for mut file in self.m.kick.iter().chain([&self.m.spare[0]]) {
             let _ = file.read(&mut [0; 8]);
+        }
+    }
+
+    /// Reads the packets that nobody took, and what else is there.
+    fn empty(&mut self) {
+        self.look_at_files();
+        let m = &mut *self.m;
+        let files = [
+            (&m.tap.fd, "tap 1"),
+            (&m.plain.fd, "tap 2"),
+            (&m.packet.fd, "socket 3"),
+            (&m.packet_vnet.fd, "socket 4"),
+        ];
+        for (mut file, name) in files {
+            while let Ok(n) = file.read(&mut m.buf) {
+                let _ = writeln!(self.out, "  left {name} {n}#{:08x}", hash(&m.buf[..n]));
+            }
         }
     }
 }
