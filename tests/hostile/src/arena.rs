@@ -44,6 +44,13 @@ impl Slot {
     }
 }
 
+/// What was written that is not guest memory.
+pub struct Damage {
+    pub what: String,
+    /// The first byte, unless it is in the log.
+    pub hva: Option<u64>,
+}
+
 pub struct Arena {
     start: *mut u8,
     pattern: Vec<u8>,
@@ -138,7 +145,7 @@ impl Arena {
     }
 
     /// What was written that is not guest memory; nothing, if all is well.
-    pub fn damage(&self) -> Option<String> {
+    pub fn damage(&self) -> Option<Damage> {
         // SAFETY: it is that long. Whoever used it is dead.
         let now = unsafe { std::slice::from_raw_parts(self.start, SIZE) };
         let mut from = 0;
@@ -148,17 +155,21 @@ impl Arena {
             if now[from..begin] != self.pattern[from..begin] {
                 let bad = |i: &usize| now[*i] != self.pattern[*i];
                 let (first, count) = ((from..begin).find(bad)?, (from..begin).filter(bad).count());
-                return Some(format!(
+                let what = format!(
                     "{count} bytes between regions {} and {number}, the first {} behind the one and {} before \
-                     the other",
+                     the other: {:02x?}",
                     number as isize - 1,
                     first - from,
-                    begin - first
-                ));
+                    begin - first,
+                    &now[first..begin.min(first + 24)]
+                );
+                let hva = Some(self.start as u64 + first as u64);
+                return Some(Damage { what, hva });
             }
             from = begin + len;
         }
-        self.marks()
+        let what = self.marks()?;
+        Some(Damage { what, hva: None })
     }
 
     /// Marks in the log for what is no guest memory.

@@ -2,7 +2,6 @@
 
 //! What happened, counted in memory that outlives who counts.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -46,6 +45,9 @@ pub const CALLS: &[&str] = &[
     "read a message",
     "unknown ioctl",
 ];
+
+/// How many places of rings are remembered.
+const PLACES: usize = 512;
 
 /// Numbers of `CALLS`.
 pub mod call {
@@ -104,6 +106,9 @@ pub struct Counts {
     pub steps: AtomicU64,
     pub pokes: AtomicU64,
     calls: [[AtomicU64; RESULTS]; CALLS.len()],
+    /// Where used rings were: how many, and of the last the address and the number of entries.
+    placed: AtomicU64,
+    places: [[AtomicU64; 2]; PLACES],
 }
 
 impl Counts {
@@ -121,24 +126,77 @@ impl Counts {
         errno
     }
 
-    /// How often one of [`CALLS`] succeeded.
-    pub fn good(&self, call: usize) -> u64 {
-        self.calls[call][0].load(Relaxed)
+    /// How often one of [`CALLS`] ended so: 0 or the errno.
+    pub fn seen(&self, call: usize, errno: i32) -> u64 {
+        self.calls[call][errno as usize].load(Relaxed)
+    }
+
+    /// Whether one of [`CALLS`] ended so, and never in another way.
+    pub fn only(&self, call: usize, errno: i32) -> bool {
+        let n = self.seen(call, errno);
+        n > 0 && n == self.all(call)
+    }
+
+    /// How often one of [`CALLS`] was made.
+    fn all(&self, call: usize) -> u64 {
+        self.calls[call].iter().map(|n| n.load(Relaxed)).sum()
+    }
+
+    /// Remembers that there is a used ring.
+    pub fn place(&self, used: u64, num: u16) {
+        let place = &self.places[self.placed.fetch_add(1, Relaxed) as usize % PLACES];
+        place[0].store(used, Relaxed);
+        place[1].store(num.into(), Relaxed);
+    }
+
+    /// Forgets where there were rings.
+    pub fn forget_places(&self) {
+        for place in &self.places {
+            place[0].store(0, Relaxed);
+        }
+    }
+
+    /// How many entries each used ring had that ended less than an entry before this byte.
+    pub fn rings_before(&self, hva: u64) -> Vec<u64> {
+        let nums = self.places.iter().filter_map(|place| {
+            let (used, num) = (place[0].load(Relaxed), place[1].load(Relaxed));
+            let end = used + 4 + 8 * num;
+            (used != 0 && (end..end + 8).contains(&hva)).then_some(num)
+        });
+        nums.collect()
+    }
+
+    /// All calls in a line.
+    pub fn sum(&self) -> String {
+        let good: u64 = (0..CALLS.len()).map(|call| self.seen(call, 0)).sum();
+        let made: u64 = (0..CALLS.len()).map(|call| self.all(call)).sum();
+        let never: Vec<_> = (0..CALLS.len())
+            .filter(|call| ![call::NO_SOCKET, call::UNKNOWN].contains(call))
+            .filter(|call| self.seen(*call, 0) == 0)
+            .map(|call| CALLS[call])
+            .collect();
+        let never = match never.is_empty() {
+            true => "none".into(),
+            false => never.join(", "),
+        };
+        format!("{good} good, {} refused; never good: {never}", made - good)
+    }
+
+    /// How often one of [`CALLS`] ended how.
+    pub fn results(&self, call: usize) -> String {
+        let seen = (0..RESULTS as i32).map(|errno| (errno, self.seen(call, errno)));
+        let all: Vec<_> = (seen.filter(|(_, n)| *n > 0))
+            .map(|(errno, n)| match errno {
+                0 => format!("{n} good"),
+                e => format!("{n} errno {e}"),
+            })
+            .collect();
+        all.join(", ")
     }
 
     pub fn print(&self) {
-        for (name, results) in CALLS.iter().zip(&self.calls) {
-            let seen: BTreeMap<_, _> = (results.iter().enumerate())
-                .map(|(errno, n)| (errno, n.load(Relaxed)))
-                .filter(|(_, n)| *n > 0)
-                .collect();
-            let all: Vec<_> = (seen.iter())
-                .map(|(&errno, n)| match errno {
-                    0 => format!("{n} good"),
-                    e => format!("{n} errno {e}"),
-                })
-                .collect();
-            println!("# {name}: {}", all.join(", "));
+        for (call, name) in CALLS.iter().enumerate() {
+            println!("# {name}: {}", self.results(call));
         }
     }
 }

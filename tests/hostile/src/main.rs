@@ -24,11 +24,13 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::AtomicI32;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Mutex;
 use std::time::Duration;
 use std::time::Instant;
 
+use kselftest::bail;
 use kselftest::check;
 use kselftest::feature::*;
 use kselftest::net::ip;
@@ -48,14 +50,17 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use arena::Arena;
+use arena::Damage;
 use count::call;
 use count::Counts;
 use sys::Rng;
 
 /// How long anything may take that must happen.
 const PATIENCE: Duration = Duration::from_secs(100);
-/// So many rounds, and the module is unloaded and loaded.
-const STRETCH: u64 = 12;
+/// How much longer it goes on at most, when not all was done that it is for.
+const EXTRA: Duration = Duration::from_secs(600);
+/// So many rounds, and the module is unloaded and loaded. Every other stretch is with zero copy.
+const STRETCH: u64 = 6;
 
 /// Where a ring is: the addresses at which the guest has it.
 #[derive(Clone, Copy, Default)]
@@ -101,12 +106,16 @@ impl World<'_> {
             epoch,
             ..place.unwrap_or_default()
         };
+        if let Some(p) = place {
+            self.counts.place(p.used, p.num);
+        }
     }
 
     pub fn resize_ring(&self, q: usize, num: u16) {
         let mut ring = self.rings[q].lock().unwrap();
         if u32::from(num) <= ring.cap {
             ring.num = num;
+            self.counts.place(ring.used, num);
         }
     }
 }
@@ -128,6 +137,13 @@ fn open(wait: bool) -> Res<File> {
     let mut how = OpenOptions::new();
     how.read(true).write(true).custom_flags(flags);
     Ok(how.open("/dev/vhost-net")?)
+}
+
+fn events() -> Res<Vec<EventFd>> {
+    Ok(vec![
+        EventFd::new(EFD_NONBLOCK)?,
+        EventFd::new(EFD_NONBLOCK)?,
+    ])
 }
 
 /// The child: never returns, unless something is wrong with the test.
@@ -193,7 +209,7 @@ impl Hostile {
             seed,
             arena: Arena::new()?,
             counts: Counts::new()?,
-            err: vec![EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?],
+            err: events()?,
             rounds: 0,
             kills: 0,
             marked: 0,
@@ -204,9 +220,11 @@ impl Hostile {
     /// One child, from its start to its end.
     fn round(&mut self) -> Res {
         let seed = Rng::new(self.seed, self.rounds).next();
+        let files = open_files()?;
         let mut rng = Rng::new(seed, 0);
         self.rounds += 1;
         self.arena.lay_out(&mut rng);
+        self.counts.forget_places();
         self.counts.ready.store(0, Relaxed);
         self.counts.leave.store(0, Relaxed);
         // Sometimes the device stays open when its owner is dead, and sometimes who reads messages waits for
@@ -219,11 +237,6 @@ impl Hostile {
         };
         let (arena, counts, err) = (&self.arena, self.counts, &self.err);
         let pid = sys::fork(|| {
-            let events = || {
-                (0..2)
-                    .map(|_| EventFd::new(EFD_NONBLOCK))
-                    .collect::<Result<_, _>>()
-            };
             let run = || -> Res {
                 let world = World {
                     seed,
@@ -246,9 +259,14 @@ impl Hostile {
         })?;
         let what = format!("round {} (seed {seed:#x})", self.rounds);
         let begin = Instant::now();
-        while self.counts.ready.load(Relaxed) == 0 && begin.elapsed() < PATIENCE {
+        while self.counts.ready.load(Relaxed) == 0 {
             if let Some(status) = sys::reap(pid, Duration::ZERO) {
-                kselftest::bail!("{what}: the child ended while it set up: status {status:#x}");
+                bail!("{what}: the child ended while it set up: status {status:#x}");
+            }
+            if begin.elapsed() > PATIENCE {
+                let stacks = stacks(pid);
+                sys::kill(pid);
+                bail!("{what}: the child does not get its device set up: {stacks}");
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -260,7 +278,7 @@ impl Hostile {
         }
         sys::kill(pid);
         let Some(status) = sys::reap(pid, PATIENCE) else {
-            kselftest::bail!("{what}: the child does not die: {}", stacks(pid));
+            bail!("{what}: the child does not die: {}", stacks(pid));
         };
         let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
         let left = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0;
@@ -283,9 +301,11 @@ impl Hostile {
             );
         }
         unused(&what)?;
+        closed(&what, files)?;
         self.marked += self.arena.marked();
-        if let Some(damage) = self.arena.damage() {
-            println!("# {what}: {damage}");
+        if let Some(Damage { what: damage, hva }) = self.arena.damage() {
+            let rings = hva.map_or(vec![], |hva| self.counts.rings_before(hva));
+            println!("# {what}: {damage}; used rings that end there have {rings:?} entries");
             self.damage.push(damage);
         }
         Ok(())
@@ -302,6 +322,90 @@ fn unused(what: &str) -> Res {
         );
         std::thread::sleep(Duration::from_millis(2));
     }
+    Ok(())
+}
+
+/// How many files are open, in all processes and the kernel.
+fn open_files() -> Res<u64> {
+    let text = std::fs::read_to_string("/proc/sys/fs/file-nr")?;
+    let first = text.split_whitespace().next().and_then(|n| n.parse().ok());
+    first.ok_or(Fail(format!("no number of files: {text}")))
+}
+
+/// Waits until no more files are open than before: nobody has kept a tap, a socket or an eventfd.
+fn closed(what: &str, before: u64) -> Res {
+    let begin = Instant::now();
+    loop {
+        let now = open_files()?;
+        if now <= before {
+            return Ok(());
+        }
+        check!(
+            begin.elapsed() < PATIENCE,
+            "{what}: {} files are still open, which were not before",
+            now - before
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Each of the calls that the attack makes, by the same code, but as it ought to be made: all have to succeed.
+fn every_call(hostile: &mut Hostile) -> Res {
+    let counts = Counts::new()?;
+    let files = open_files()?;
+    hostile.arena.lay_out(&mut Rng::new(0, 0));
+    let (arena, err) = (&hostile.arena, &hostile.err);
+    let run = || -> Res {
+        own_network()?;
+        ip("link set lo up")?;
+        let world = World {
+            seed: 0,
+            arena,
+            counts,
+            kick: events()?,
+            call: events()?,
+            err,
+            other_tap: AtomicI32::new(0),
+            rings: Default::default(),
+        };
+        let device = open(false)?;
+        let tap = Tap::new("tap0", 12)?;
+        vmm::Vmm::new(&world, &device, &tap)?.behave()
+    };
+    apart(run)?;
+    for (call, name) in count::CALLS.iter().enumerate() {
+        let want = match call {
+            call::NO_SOCKET => libc::ENOTSOCK,
+            call::UNKNOWN => libc::ENOTTY,
+            _ => 0,
+        };
+        check!(
+            counts.only(call, want),
+            "{name}: {}, but all should be {want}",
+            counts.results(call)
+        );
+    }
+    unused("the honest VMM")?;
+    closed("the honest VMM", files)?;
+    match hostile.arena.damage() {
+        Some(Damage { what, .. }) => Err(Fail(what)),
+        None => Ok(()),
+    }
+}
+
+/// Runs `f` in a process of its own.
+fn apart(f: impl Fn() -> Res) -> Res {
+    let status = in_child(
+        || match std::panic::catch_unwind(std::panic::AssertUnwindSafe(&f)) {
+            Ok(Ok(())) => 0,
+            Ok(Err(Fail(why))) => {
+                println!("# {why}");
+                1
+            }
+            Err(_) => 2,
+        },
+    )?;
+    check!(status == 0, "the process ended with {status}");
     Ok(())
 }
 
@@ -322,6 +426,7 @@ fn stacks(pid: i32) -> String {
 
 /// An honest guest, with packets of many sizes both ways.
 fn honest() -> Res {
+    let files = open_files()?;
     let all = || -> Res {
         own_network()?;
         for features in [VERSION_1 | EVENT_IDX | INDIRECT, VERSION_1 | MRG_RXBUF, 0] {
@@ -339,18 +444,9 @@ fn honest() -> Res {
         }
         Ok(())
     };
-    let status = in_child(
-        || match std::panic::catch_unwind(std::panic::AssertUnwindSafe(all)) {
-            Ok(Ok(())) => 0,
-            Ok(Err(Fail(why))) => {
-                println!("# {why}");
-                1
-            }
-            Err(_) => 2,
-        },
-    )?;
-    check!(status == 0, "the honest device does not work");
-    unused("the honest device")
+    apart(all)?;
+    unused("the honest device")?;
+    closed("the honest device", files)
 }
 
 /// Prints results, as KTAP does.
@@ -379,11 +475,11 @@ impl Results {
     }
 }
 
-/// Rounds until the time is over.
+/// Rounds until the time is over, and until there was something of everything.
 fn rounds(hostile: &mut Hostile, time: Duration) -> Res {
     let begin = Instant::now();
     let mut said = 0;
-    while begin.elapsed() < time {
+    while begin.elapsed() < time || lack(hostile).is_some() && begin.elapsed() < time + EXTRA {
         // Every other stretch sends from the guest's memory.
         if hostile.rounds % STRETCH == 0 {
             let zerocopy = hostile.rounds / STRETCH % 2;
@@ -406,34 +502,41 @@ fn rounds(hostile: &mut Hostile, time: Duration) -> Res {
     Ok(())
 }
 
-/// Was there enough of everything?
-fn pressure(h: &Hostile) -> Res {
+/// What has not happened yet, of that for which the rounds are.
+fn lack(h: &Hostile) -> Option<&'static str> {
     let c = h.counts;
-    let n = |count: &std::sync::atomic::AtomicU64| count.load(Relaxed);
-    check!(h.kills > 0, "no child was killed");
-    check!(n(&c.trouble) == 0, "the test was in trouble");
-    check!(n(&c.sent) > 0 && n(&c.received) > 0, "no packets moved");
+    let some = |count: &AtomicU64| count.load(Relaxed) > 0;
+    let all = [
+        (h.rounds >= 2 * STRETCH, "rounds of both kinds"),
+        (h.kills > 0, "a child that was killed"),
+        (some(&c.sent), "a packet to a tap"),
+        (some(&c.received), "a packet from a tap"),
+        (some(&c.used[0]) && some(&c.used[1]), "used buffers"),
+        (some(&c.stops[0]) && some(&c.stops[1]), "queues that stop"),
+        (h.marked > 0, "a page that is logged"),
+    ];
+    all.iter().find(|(there, _)| !there).map(|(_, what)| *what)
+}
+
+/// Was there something of everything?
+fn pressure(h: &Hostile) -> Res {
     check!(
-        n(&c.used[0]) > 0 && n(&c.used[1]) > 0,
-        "no buffers were used"
+        h.counts.trouble.load(Relaxed) == 0,
+        "the test was in trouble"
     );
-    check!(
-        n(&c.stops[0]) > 0 && n(&c.stops[1]) > 0,
-        "a queue was never stopped"
-    );
-    check!(h.marked > 0, "nothing was logged");
-    for (call, name) in count::CALLS.iter().enumerate() {
-        let refused = [call::NO_SOCKET, call::UNKNOWN].contains(&call);
-        check!(refused || c.good(call) > 0, "{name} was never good");
+    match lack(h) {
+        Some(what) => Err(Fail(format!("never: {what}"))),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn main() {
     let mut args = std::env::args().skip(1);
-    let minutes: f64 = args.next().and_then(|s| s.parse().ok()).unwrap_or(2.0);
+    let minutes: f64 = args
+        .next()
+        .map_or(2.0, |s| s.parse().expect("MINUTES is a number"));
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let seed = args.next().and_then(|s| s.parse().ok());
+    let seed = args.next().map(|s| s.parse().expect("SEED is a number"));
     let seed = seed.unwrap_or(now.map_or(1, |d| d.as_micros() as u64));
     println!("# seed {seed}, {minutes} minutes");
     let mut results = Results::default();
@@ -445,6 +548,7 @@ fn main() {
             std::process::exit(1);
         }
     };
+    results.add("every call", every_call(&mut hostile));
     let survived = rounds(&mut hostile, Duration::from_secs_f64(60.0 * minutes));
     let ok = results.add("rounds", survived);
     let damage = match hostile.damage.first() {
@@ -468,7 +572,7 @@ fn main() {
         "# seed {seed}: {} rounds, {} kills",
         hostile.rounds, hostile.kills
     );
-    let pair = |two: &[std::sync::atomic::AtomicU64; 2]| two.each_ref().map(|n| n.load(Relaxed));
+    let pair = |two: &[AtomicU64; 2]| two.each_ref().map(|n| n.load(Relaxed));
     println!(
         "# packets: {} to the taps, {} from them; {} sent at them; used buffers (rx, tx) {:?}",
         c.sent.load(Relaxed),
@@ -483,6 +587,7 @@ fn main() {
         c.pokes.load(Relaxed),
         hostile.marked
     );
+    println!("# calls: {}", c.sum());
     c.print();
     println!("{} passed, {} failed", results.passed, results.failed);
     std::process::exit((results.failed > 0) as i32);

@@ -11,7 +11,9 @@ use std::os::fd::AsRawFd;
 use std::os::fd::RawFd;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
+use std::time::Instant;
 
+use kselftest::check;
 use kselftest::feature::*;
 use kselftest::iotlb;
 use kselftest::iotlb::Msg;
@@ -128,6 +130,78 @@ impl<'a> Vmm<'a> {
         }
     }
 
+    /// Makes each call as it ought to be made. The device is new, and nobody else uses it.
+    pub fn behave(&mut self) -> Res {
+        let nothing = std::ptr::null::<u8>();
+        let log_base = self.world.arena.log_base;
+        let event = self.other_events[0].as_raw_fd();
+        let (tap, other) = (self.tap.fd.as_raw_fd(), self.other.fd.as_raw_fd());
+        let packet = self.packet.fd.as_raw_fd();
+
+        self.ask(call::FORK, sys::SET_FORK_FROM_OWNER, &0u8);
+        self.ask(call::OWNER, sys::SET_OWNER, nothing);
+        self.mem_table(true);
+        self.ask(call::LOG_BASE, sys::SET_LOG_BASE, &log_base);
+        self.ask(call::LOG_FD, sys::SET_LOG_FD, &event);
+        self.ask(
+            call::FEATURES,
+            sys::SET_FEATURES,
+            &(VERSION_1 | MRG_RXBUF | LOG_ALL),
+        );
+        for q in 0..2 {
+            let index = q as u32;
+            self.state(
+                call::ENDIAN,
+                sys::SET_VRING_ENDIAN,
+                index,
+                sys::LITTLE_ENDIAN,
+            );
+            self.state(call::BUSYLOOP, sys::SET_VRING_BUSYLOOP_TIMEOUT, index, 0);
+            self.renew(q);
+            for (what, fd) in [
+                (call::TAP, tap),
+                (call::NO_SOCKET, event),
+                (call::OTHER_TAP, other),
+                (call::PACKET, packet),
+                (call::NONE, -1),
+            ] {
+                self.file(what, sys::NET_SET_BACKEND, index, fd);
+            }
+            self.state(call::GET_BASE, sys::GET_VRING_BASE, index, 0);
+        }
+        self.getters();
+        self.unknown(0x7f);
+        self.ask(call::RESET, sys::RESET_OWNER, nothing);
+
+        // And again, behind an IOTLB that is empty at first.
+        self.num = [1; 2];
+        self.ask(call::OWNER, sys::SET_OWNER, nothing);
+        self.ask(call::BACKEND_FEATURES, sys::SET_BACKEND_FEATURES, &2u64);
+        let words = [1, VERSION_1 | ACCESS_PLATFORM];
+        self.iotlb = self.ask(call::FEATURES_ARRAY, sys::SET_FEATURES_ARRAY, &words);
+        self.renew(1);
+        // It is refused, for the ring is not there, or the worker sees that.
+        let _ = ioctl(
+            self.device,
+            sys::NET_SET_BACKEND,
+            &VringFile { index: 1, fd: tap },
+        );
+        let deadline = Instant::now() + crate::PATIENCE;
+        check!(
+            sys::readable(self.device, deadline),
+            "the device misses nothing"
+        );
+        let answered = answer(self.world, self.device, &mut self.rng);
+        check!(answered.is_ok(), "no message: {answered:?}");
+        let s = self.world.arena.slots[0];
+        self.update(call::UPDATE, s.gpa, s.size, s.hva, iotlb::RW);
+        self.send(call::INVALIDATE, &Msg::invalidate(s.gpa, s.size));
+        let good = Msg::update(s.gpa, s.size, s.hva, iotlb::RW).v2();
+        let n = iotlb::write_raw(self.device, good.bytes().as_ptr(), iotlb::LEN);
+        self.world.counts.call(call::WILD_MESSAGE, n.min(0));
+        Ok(())
+    }
+
     /// Asks for ever.
     pub fn run(&mut self) -> ! {
         loop {
@@ -163,6 +237,12 @@ impl<'a> Vmm<'a> {
 
     /// Starts a ring anew, somewhere else.
     fn restart(&mut self, q: usize) {
+        self.renew(q);
+        self.backend(q);
+    }
+
+    /// Gives a queue another ring. It has no backend then.
+    fn renew(&mut self, q: usize) {
         let index = q as u32;
         self.file(call::NONE, sys::NET_SET_BACKEND, index, -1);
         let num = match self.rng.below(30) {
@@ -212,7 +292,6 @@ impl<'a> Vmm<'a> {
             index,
             world.err[q].as_raw_fd(),
         );
-        self.backend(q);
     }
 
     /// A place for a ring of up to `cap` entries, within one region.
@@ -511,11 +590,7 @@ impl<'a> Vmm<'a> {
                 self.state(call::BUSYLOOP, sys::SET_VRING_BUSYLOOP_TIMEOUT, index, time);
             }
             8 => {
-                let mut words = [3u64, 0, 0, 0, 0];
-                self.ask(call::GET, sys::GET_FEATURES_ARRAY, words.as_mut_ptr());
-                self.ask(call::GET, sys::GET_FEATURES, words.as_mut_ptr());
-                self.ask(call::GET, sys::GET_BACKEND_FEATURES, words.as_mut_ptr());
-                self.ask(call::GET, sys::GET_FORK_FROM_OWNER, words.as_mut_ptr());
+                self.getters();
                 self.ask(call::GET, sys::GET_FEATURES, (1u64 << 63) as *const u8);
             }
             9 => {
@@ -531,11 +606,27 @@ impl<'a> Vmm<'a> {
                 let nr = self.rng.pick(&[
                     0x02u64, 0x08, 0x09, 0x15, 0x16, 0x26, 0x40, 0x60, 0x70, 0x7f,
                 ]);
-                let room = [0u64; 64];
-                self.ask(call::UNKNOWN, 0x4008_af00 | nr, room.as_ptr());
+                self.unknown(nr);
             }
             _ => self.another_tap(),
         }
+    }
+
+    fn getters(&self) {
+        let mut words = [3u64, 0, 0, 0, 0];
+        for request in [
+            sys::GET_FEATURES_ARRAY,
+            sys::GET_FEATURES,
+            sys::GET_BACKEND_FEATURES,
+            sys::GET_FORK_FROM_OWNER,
+        ] {
+            self.ask(call::GET, request, words.as_mut_ptr());
+        }
+    }
+
+    fn unknown(&self, nr: u64) {
+        let room = [0u64; 64];
+        self.ask(call::UNKNOWN, 0x4008_af00 | nr, room.as_ptr());
     }
 
     /// The VMM lets go of a tap, which the device may have, and takes a new one.
