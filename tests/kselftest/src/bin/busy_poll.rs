@@ -22,11 +22,11 @@ use vhost::VhostBackend;
 
 const NULL: *const u64 = null();
 
-/// Times for the two queues, in microseconds.
+/// Times for the two queues, in microseconds. On the debug kernel, only those that have both queues looked for.
 fn all_times() -> Vec<(u32, u32)> {
-    let mut v = vec![(1, 0), (0, 1), (50, 0), (0, 50), (50, 50), (20_000, 20_000)];
+    let mut v = vec![(50, 50), (1, 0), (0, 1), (20_000, 20_000), (50, 0), (0, 50)];
     v.extend(long_times());
-    v
+    some(&v).copied().collect()
 }
 
 /// More than an hour, for one queue or both.
@@ -34,7 +34,7 @@ fn all_times() -> Vec<(u32, u32)> {
 /// Nothing but other work for its processor makes the C driver stop before the time is over, so it gets less.
 fn long_times() -> [(u32, u32); 3] {
     let long = if on_c() { 20_000 } else { u32::MAX };
-    [(long, 0), (0, long), (long, long)]
+    [(long, long), (long, 0), (0, long)]
 }
 
 const FEATURES: &[u64] = &[VERSION_1, VERSION_1 | EVENT_IDX, MRG_RXBUF | INDIRECT];
