@@ -14,6 +14,11 @@
 //!     vhost-net-diff verbs                    what a script may say
 //!
 //! A script that differs is also written to FOLDER/NUMBER.script. Ends with `N passed, N failed`.
+//!
+//! Seen red, with three bugs in the Rust driver: a used length that is one too long (in 34 of the first 60
+//! scripts of seed 1, `kick: queue / queue`), wake-ups of the poll entries that are lost (10 of 60,
+//! `backend: queue / nothing`), and `EINVAL` for `ENOBUFS` where there is no such queue (5 of 60,
+//! `num: = / =`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
