@@ -482,9 +482,9 @@ fn unread() -> Res {
     Ok(())
 }
 
-/// A backend for which all is copied takes the place of one for which nothing is, and goes again: each of them has what it
-/// took used, and nothing else. (The C driver fails: it takes the number of packets that were not copied for the number of
-/// those that wait to be used.)
+/// A backend for which all is copied takes the place of one for which nothing is, and goes again: each of them has what
+/// it took used, and nothing else. (The C driver fails: it takes the number of packets that were not copied for the
+/// number of those that wait to be used.)
 fn another_backend() -> Res {
     for features in [VERSION_1 | VHOST_NET_HDR, MRG_RXBUF | VHOST_NET_HDR] {
         let mut g = Guest::new(Config::with(features))?;
