@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Inline functions and macros of the kernel that sys/ calls, made callable from Rust. No logic, but
- * for one copy that the kernel has no macro for.
+ * for two ways to read user memory that the kernel has no macro for.
  *
  * Sorted by header. With CONFIG_RUST_INLINE_HELPERS this file becomes bitcode that is linked into
  * the Rust object, and the functions are inlined; otherwise it is an object of the module.

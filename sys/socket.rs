@@ -236,8 +236,8 @@ impl Socket {
     ///
     /// # Safety
     ///
-    /// Only a tap gets a `ctl`, and its pointer is what its type says, for as long as
-    /// [`Self::send_ubuf`] or [`Self::send_batch`] does.
+    /// `ctl` is none, or the socket is a tap and it is a `TUN_MSG_UBUF` with what
+    /// [`Self::send_ubuf`] asks for.
     #[inline(always)]
     unsafe fn send_with(
         &self,
@@ -265,8 +265,8 @@ impl Socket {
             skip,
             len,
         );
-        // SAFETY: `ctl` is as the safety requirement says, and the iterator goes over `segments`.
-        // Both are borrowed until this returns.
+        // SAFETY: `ctl` is as the safety requirement says, and so is what it points to; the
+        // iterator goes over `segments`. Both are borrowed until this returns.
         unsafe { self.sendmsg(&mut msg, len) }
     }
 
@@ -294,13 +294,15 @@ impl Socket {
         };
         msg.__bindgen_anon_1.msg_control = (&raw mut ctl).cast::<c_void>();
 
-        // SAFETY: The socket is a tap. `ctl` says how many buffers the batch has and where, and the
-        // iterator goes over nothing.
+        // SAFETY: The socket is a tap. `ctl` says how many buffers the batch has and where; they
+        // are the batch's, which forgets them if the tap has taken them. The iterator goes over
+        // nothing.
         match unsafe { self.sendmsg(&mut msg, 0) } {
             // A tap takes all the buffers that `ctl` names.
             Ok(_) => batch.forget(),
             Err(err) => {
-                // A tap that fails the call has not looked at the buffers, so they are as they were.
+                // A tap that fails the call has not looked at the buffers, so they are as they
+                // were.
                 batch.clear();
                 return Err(err);
             }
@@ -311,7 +313,9 @@ impl Socket {
     /// # Safety
     ///
     /// What the iterator of `msg` goes over is valid for the call. Its control data is nothing, or
-    /// a `tun_msg_ctl` for a tap, which is valid for the call too.
+    /// for a tap a `tun_msg_ctl` that is valid for the call: `TUN_MSG_UBUF` with a `ubuf_info`
+    /// that is valid until it is completed or this fails, or `TUN_MSG_PTR` with `num` buffers that
+    /// the caller owns, and the tap after `Ok`.
     unsafe fn sendmsg(&self, msg: &mut bindings::msghdr, len: usize) -> Result<usize> {
         let sock = self.sock.as_ptr();
         // SAFETY: By the type invariant the socket is valid, and each socket has its operations.

@@ -424,7 +424,8 @@ mod uaccess {
                     let start = pages.offset(end - (len - missing) as u64);
                     MEM.write(start.offset(2u64.wrapping_neg()), &[1, 2])?;
                     let result = MEM.write(start, &data);
-                    assert!(missing == 0 || result == Err(EFAULT));
+                    let whole = missing == 0;
+                    assert_eq!(result, if whole { Ok(()) } else { Err(EFAULT) });
                     assert_eq!(MEM.load_u16(start.offset(2u64.wrapping_neg())), Ok(0x0201));
                 }
             }
@@ -768,7 +769,7 @@ mod kthread {
     }
 
     #[test]
-    fn sleeps_without_work() -> Result {
+    fn a_wake_up_without_work_runs_nothing() -> Result {
         let page = map(1, READ | WRITE)?;
         let work = Writer::new(page)?;
         let thread = spawn(work.clone())?;

@@ -27,8 +27,8 @@ class EmulatorFlaw(Exception):
     """The emulated processor, not the driver, ended the guest: it says so, the guest stands still, or it resets itself.
 
     A guest says something on its serial console every 5 seconds. One that does no longer is frozen as a whole, with its
-    timer; what a vhost driver does wrong can only take its network away, or its data. A guest that resets itself has met
-    an exception that it can't have (QEMU then ends, without an error).
+    timer; what a vhost driver does wrong can only take its network away, or its data. A guest that resets itself without
+    a word has met a triple fault (QEMU then ends, without an error); one that panics may have been given wrong data.
     """
 
 
@@ -111,7 +111,10 @@ class Guest:
         if "KVM internal error" in said:
             raise EmulatorFlaw(said[:300])
         if self.process.poll() == 0:
-            raise EmulatorFlaw(f"it reset itself; it said last:\n{read(self.log)[-1500:]}")
+            last = read(self.log)
+            if re.search(r"Kernel panic|Oops|BUG:|general protection|nable to handle|kill init", last):
+                raise Failure(f"the guest's kernel gave up:\n{last[-1500:]}")
+            raise EmulatorFlaw(f"it reset itself; it said last:\n{last[-1500:]}")
         if self.process.poll() is not None:
             raise Failure(f"QEMU ended with {self.process.returncode}: {said[-300:] or read(self.log)[-300:]}")
         if "falling back on userspace" in said:

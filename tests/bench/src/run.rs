@@ -15,6 +15,7 @@ use std::time::Instant;
 use kselftest::bail;
 use kselftest::check;
 use kselftest::check_eq;
+use kselftest::deadline;
 use kselftest::feature::*;
 use kselftest::frame;
 use kselftest::guest::same;
@@ -27,7 +28,6 @@ use kselftest::Peer;
 use kselftest::Res;
 use kselftest::Ring;
 use kselftest::Seg;
-use kselftest::PATIENCE;
 use kselftest::RX;
 use kselftest::TX;
 
@@ -599,7 +599,7 @@ impl Slot {
 
 /// Sleeps until the device has used all that it was given.
 fn finished(ring: &mut Ring) -> Res {
-    let deadline = Instant::now() + Duration::from_secs(PATIENCE);
+    let deadline = deadline();
     while ring.device_idx() != ring.avail_idx {
         if !ioctls::readable(&ring.call, deadline) {
             bail!(
