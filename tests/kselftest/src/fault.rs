@@ -32,6 +32,7 @@ const TIMES: u32 = 1 << 30;
 /// A thread in which something is to fail.
 pub struct Faults {
     nth: File,
+    marked: File,
     times: Vec<(String, Kind)>,
     before: Vec<u32>,
 }
@@ -71,6 +72,9 @@ impl Faults {
         let nth = format!("{thread}/fail-nth");
         Ok(Faults {
             nth: OpenOptions::new().read(true).write(true).open(nth)?,
+            marked: OpenOptions::new()
+                .write(true)
+                .open(format!("{thread}/make-it-fail"))?,
             times,
             before: vec![],
         })
@@ -87,6 +91,33 @@ impl Faults {
         self.before = self.count()?;
         self.nth.write_all_at(n.to_string().as_bytes(), 0)?;
         Ok(())
+    }
+
+    /// The next `count` allocations from each source fail, one after the other, so that falling back on another does not
+    /// help; then there is memory again. Returns what `f` does.
+    pub fn starved<T>(&mut self, count: u32, f: impl FnOnce() -> Res<T>) -> Res<T> {
+        let sites = || SITES.iter().filter(|(_, kind)| *kind == Kind::Alloc);
+        let set = |name: &str, value: u32| -> Res {
+            for (site, _) in sites() {
+                std::fs::write(
+                    format!("/sys/kernel/debug/{site}/{name}"),
+                    value.to_string(),
+                )?;
+            }
+            Ok(())
+        };
+        // Only in the thread that is marked.
+        set("task-filter", 1)?;
+        set("interval", 1)?;
+        set("times", count)?;
+        set("probability", 100)?;
+        self.marked.write_all_at(b"1", 0)?;
+        let result = f();
+        self.marked.write_all_at(b"0", 0)?;
+        set("probability", 0)?;
+        set("times", TIMES)?;
+        set("task-filter", 0)?;
+        result
     }
 
     /// What failed since then, if it came to that.

@@ -1166,22 +1166,39 @@ fn rx() -> Res {
     Ok(())
 }
 
-/// A guest behind an IOTLB, whose rings are in pieces, which the device has to look for, and keep, before each try.
-fn behind_iotlb() -> Res {
-    let before = descriptors()?;
-    let mut g = Guest::stopped(config(IOTLB))?;
+/// A half of a ring's part, whose other half is elsewhere.
+struct Half {
+    gpa: u64,
+    hva: u64,
+}
+
+impl Half {
+    fn map(&self, g: &Guest) -> Res {
+        iotlb::update(&g.net, self.gpa, 2048, self.hva, iotlb::RW)
+    }
+
+    /// The device has to look for its rings again.
+    fn moved(&self, g: &Guest) -> Res {
+        iotlb::invalidate(&g.net, self.gpa, 1)?;
+        self.map(g)
+    }
+}
+
+/// Maps a guest's memory, so that all parts of its rings are in two pieces. Returns one of these.
+fn pieces(g: &mut Guest) -> Res<Half> {
     let m = g.mem.regions()[0];
     let elsewhere = g.mem.map_again()?[0];
     let parts: Vec<u64> = [&g.rx, &g.tx]
         .iter()
         .flat_map(|r| [r.desc, r.avail, r.used])
         .collect();
-    let half = |g: &Guest, at: u64, view: u64| {
-        iotlb::update(&g.net, at, 2048, view + (at - m.gpa), iotlb::RW)
+    let half = |gpa: u64, view: u64| Half {
+        gpa,
+        hva: view + (gpa - m.gpa),
     };
     for &part in &parts {
-        half(&g, part, m.hva)?;
-        half(&g, part + 2048, elsewhere.hva)?;
+        half(part, m.hva).map(g)?;
+        half(part + 2048, elsewhere.hva).map(g)?;
     }
     let rest = parts.iter().max().unwrap() + 4096;
     iotlb::update(
@@ -1191,15 +1208,19 @@ fn behind_iotlb() -> Res {
         m.hva + (rest - m.gpa),
         iotlb::RW,
     )?;
+    Ok(half(parts[0], m.hva))
+}
+
+/// A guest behind an IOTLB, whose rings are in pieces, which the device has to look for, and keep, before each try.
+fn behind_iotlb() -> Res {
+    let before = descriptors()?;
+    let mut g = Guest::stopped(config(IOTLB))?;
+    let ring = pieces(&mut g)?;
     g.start()?;
     flow(&mut g)?;
-    let moved = |g: &Guest| {
-        iotlb::invalidate(&g.net, parts[0], 1)?;
-        half(g, parts[0], m.hva)
-    };
     Data {
         what: "sending behind an IOTLB",
-        prepare: &|g, _| moved(g),
+        prepare: &|g, _| ring.moved(g),
         move_some: &|g, m| m.send(g, false, LENS),
         least: (2, 4),
     }
@@ -1208,12 +1229,46 @@ fn behind_iotlb() -> Res {
         what: "receiving behind an IOTLB",
         prepare: &|g, m| {
             m.offer(g, 12, 2048)?;
-            moved(g)
+            ring.moved(g)
         },
         move_some: &|g, m| m.receive(g, 2048),
         least: (2, 3),
     }
     .run(&mut g)?;
+    gone(g, before)
+}
+
+/// No memory for some time: the queue gets on by itself when there is some again. It is told of the packet once only.
+fn starved() -> Res {
+    let before = descriptors()?;
+    let mut g = Guest::stopped(config(IOTLB))?;
+    let ring = pieces(&mut g)?;
+    g.start()?;
+    flow(&mut g)?;
+    let mut faults = Faults::of_thread(worker()?)?;
+    for count in [1, 2, 5, 10, 20, 50] {
+        ring.moved(&g)?;
+        settle(&g)?;
+        let p = frame(count, 60);
+        let at = g.place(&p);
+        g.tx.add(&[Seg::r(at, g.hdr + p.len())]);
+        faults.starved(count, || {
+            g.tx.submit();
+            g.tx.wait()
+                .map_err(|Fail(why)| Fail(format!("{count} failures: {why}")))?;
+            Ok(())
+        })?;
+        check!(
+            g.tx.err.read().is_err(),
+            "{count} failures: the queue was stopped"
+        );
+        // It may have been the packet itself that there was no memory for.
+        while let Some(got) = g.peer.try_recv() {
+            same(&got, &p, "the packet")?;
+        }
+    }
+    drop(faults);
+    flow(&mut g)?;
     gone(g, before)
 }
 
@@ -1259,6 +1314,7 @@ fn main() {
         ("tx", tx),
         ("rx", rx),
         ("behind_iotlb", behind_iotlb),
+        ("starved", starved),
         ("zero_copy", zero_copy),
     ];
     ktap::run(TESTS)
