@@ -41,6 +41,9 @@ const NUMBER: usize = size_of::<u64>();
 /// Datagrams that are sent without a pause.
 const BURST: u64 = 32;
 
+/// Bytes that the guest itself writes over and over. QEMU takes half a second to send them.
+const RESTLESS: usize = 16 << 20;
+
 /// What the sender sleeps at a time.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -223,7 +226,20 @@ impl Receiver {
     }
 }
 
+/// Memory that is written all the time: with a short downtime, a migration does not end before it is told to.
+fn restless() {
+    let mut memory = vec![0u8; RESTLESS];
+    for number in 1u64.. {
+        for page in memory.chunks_mut(4096) {
+            page[..NUMBER].copy_from_slice(&number.to_le_bytes());
+        }
+        std::hint::black_box(&memory);
+        std::thread::sleep(TICK);
+    }
+}
+
 fn receive() -> Result<()> {
+    std::thread::spawn(restless);
     let mut receiver = Receiver::new()?;
     let (mut control, _) = TcpListener::bind(("0.0.0.0", CONTROL_PORT))?.accept()?;
     for line in BufReader::new(control.try_clone()?).lines() {
