@@ -32,7 +32,8 @@ const TIMES: u32 = 1 << 30;
 /// A thread in which something is to fail.
 pub struct Faults {
     nth: File,
-    marked: File,
+    /// Its folder in /proc.
+    thread: String,
     times: Vec<(String, Kind)>,
     before: Vec<u32>,
 }
@@ -72,9 +73,7 @@ impl Faults {
         let nth = format!("{thread}/fail-nth");
         Ok(Faults {
             nth: OpenOptions::new().read(true).write(true).open(nth)?,
-            marked: OpenOptions::new()
-                .write(true)
-                .open(format!("{thread}/make-it-fail"))?,
+            thread: thread.into(),
             times,
             before: vec![],
         })
@@ -111,9 +110,10 @@ impl Faults {
         set("interval", 1)?;
         set("times", count)?;
         set("probability", 100)?;
-        self.marked.write_all_at(b"1", 0)?;
+        let mark = format!("{}/make-it-fail", self.thread);
+        std::fs::write(&mark, "1")?;
         let result = f();
-        self.marked.write_all_at(b"0", 0)?;
+        std::fs::write(&mark, "0")?;
         set("probability", 0)?;
         set("times", TIMES)?;
         set("task-filter", 0)?;

@@ -594,7 +594,7 @@ fn cve_2019_3900() -> Res {
                     g.tx.add(&[Seg::r(at, g.hdr + 60)]);
                 }
                 g.tx.submit();
-                for _ in 0..200_000 {
+                for _ in 0..amount(200_000) {
                     g.tx.publish_idx(g.tx.device_idx().wrapping_add(g.tx.num));
                 }
                 Ok(())

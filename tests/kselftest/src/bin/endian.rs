@@ -131,14 +131,14 @@ fn big(features: u64) -> Config {
 fn stream() -> Res {
     for (features, num, base) in [
         (0, 256, 0),
-        (EVENT_IDX, 64, 65000),
+        (EVENT_IDX, 64, 65500),
         (MRG_RXBUF, 128, 0x1234),
         (VHOST_NET_HDR, 256, 250),
         (EVENT_IDX | MRG_RXBUF | IN_ORDER, 512, 77),
     ] {
         let mut g = Guest::new(big(features).num(num).base(base))?;
         let area = g.mem.alloc(Traffic::room(&g), 4096);
-        Traffic::new(&g, area).run(&mut g, 1000)?;
+        Traffic::new(&g, area).run(&mut g, amount(1000))?;
     }
     Ok(())
 }

@@ -178,7 +178,7 @@ fn tx_chains() -> Res {
 fn stream() -> Res {
     for (features, num, base) in [
         (V1, 256, 0),
-        (V1 | EVENT_IDX, 64, 65000),
+        (V1 | EVENT_IDX, 64, 65500),
         (V1 | EVENT_IDX, 1, 65530),
         (V1, 2, 3),
         (IN_ORDER | EVENT_IDX, 1024, 100),
@@ -186,7 +186,7 @@ fn stream() -> Res {
     ] {
         let mut g = Guest::new(Config::with(features).num(num).base(base))?;
         let area = g.mem.alloc(Traffic::room(&g), 4096);
-        let count = if num < 64 { 300 } else { 2000 };
+        let count = if num < 64 { 300 } else { amount(2000) };
         Traffic::new(&g, area).run(&mut g, count)?;
     }
     Ok(())

@@ -420,7 +420,8 @@ fn under_traffic() -> Res {
         check_eq!(logs[0].install(&g), 0, "SET_LOG_BASE");
         let mut traffic = Traffic::new(&g, area);
         let mut marked = Pages::new();
-        for i in 0..60 {
+        let rounds = if sys::on_debug_kernel() { 18 } else { 60 };
+        for i in 0..rounds {
             traffic.feed(&mut g, u32::MAX)?;
             let on = i % 3 != 2;
             let log_all = if on { LOG_ALL } else { 0 };

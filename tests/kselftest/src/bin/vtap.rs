@@ -239,7 +239,7 @@ fn vlan() -> Res {
         ip("link del wire0")?;
     }
     // Cut anywhere: in the tag, before and behind it.
-    for size in [1, 13, 14, 23, 24, 25, 26, 27, 28, 29, 60] {
+    for &size in some(&[1, 13, 14, 23, 24, 25, 26, 27, 28, 29, 60]) {
         let mut g = guest(Config::with(VERSION_1 | MRG_RXBUF), KINDS[1])?;
         let mut p = frame(1, 100);
         p.splice(12..12, [0x81, 0, 0, 42]);
