@@ -33,14 +33,14 @@ class EmulatorFlaw(Exception):
 
 
 def attempts(run):
-    """What `run` returns, which is called up to three times if the emulator's flaw gets in its way."""
-    for attempt in range(3):
+    """What `run` returns, which is called up to five times if the emulator's flaw gets in its way."""
+    for attempt in range(5):
         try:
             return run()
         except EmulatorFlaw as flaw:
             # `make check` shows the lines that begin so.
             print(f"report: the emulated SVM failed the guest (attempt {attempt + 1}): {flaw}", file=sys.stderr)
-    sys.exit("The emulated SVM failed in three attempts; that says nothing of the driver.")
+    sys.exit("The emulated SVM failed in five attempts; that says nothing of the driver.")
 
 
 def run(*command, timeout=20):
