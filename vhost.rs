@@ -1376,6 +1376,9 @@ pub struct FeaturesArg {
 }
 
 impl FeaturesArg {
+    /// After how many words it looks for a signal.
+    const PAUSE: u64 = 4096;
+
     /// Reads the number of words. Fails with [`EFAULT`].
     pub fn new(arg: Arg) -> Result<Self> {
         Ok(Self {
@@ -1389,10 +1392,21 @@ impl FeaturesArg {
             .offset((index as usize).wrapping_mul(size_of::<u64>()))
     }
 
+    /// Called for each word after those that there is a meaning for. User space says how many they
+    /// are, and must not be kept from ending meanwhile. Fails with [`EINTR`], but not among the
+    /// first [`Self::PAUSE`].
+    fn pause(index: u64) -> Result {
+        cond_resched();
+        if index % Self::PAUSE == 0 && current!().signal_pending() {
+            return Err(EINTR);
+        }
+        Ok(())
+    }
+
     /// Writes `features`, as many words as there is room for, and zeroes into the rest of the
     /// room.
     ///
-    /// Fails with [`EFAULT`].
+    /// Fails with [`EFAULT`], and with [`EINTR`] if the room is large.
     pub fn write(&self, features: Features) -> Result {
         for (index, word) in (0..self.count).zip(features.words()) {
             self.word(index).write(&word)?;
@@ -1407,13 +1421,13 @@ impl FeaturesArg {
         }
         for index in ours..self.count {
             self.word(index).write(&0u64)?;
-            cond_resched();
+            Self::pause(index)?;
         }
         Ok(())
     }
 
-    /// Reads the words. Fails with [`EFAULT`], and with [`EOPNOTSUPP`] if a bit is set that
-    /// [`Features`] has no place for.
+    /// Reads the words. Fails with [`EFAULT`], with [`EOPNOTSUPP`] if a bit is set that
+    /// [`Features`] has no place for, and with [`EINTR`] if there are many.
     pub fn read(&self) -> Result<Features> {
         let mut words = [0; features::WORDS];
         for (index, word) in (0..self.count).zip(words.iter_mut()) {
@@ -1423,7 +1437,7 @@ impl FeaturesArg {
             if self.word(index).read::<u64>()? != 0 {
                 return Err(EOPNOTSUPP);
             }
-            cond_resched();
+            Self::pause(index)?;
         }
         Ok(Features::from_words(words))
     }

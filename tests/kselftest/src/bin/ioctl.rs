@@ -7,6 +7,8 @@ use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
 use std::ptr::null;
 use std::ptr::null_mut;
+use std::time::Duration;
+use std::time::Instant;
 
 use kselftest::feature::*;
 use kselftest::ktap::Test;
@@ -380,6 +382,46 @@ fn features_array_works() -> Res {
     g.start()?;
     g.send_all(&[frame(1, 60)])?;
     g.receive_all(&[frame(1, 60)])
+}
+
+/// Whoever passes a count that takes hours can be killed. (With the C driver only when it is done.)
+fn features_array_killed() -> Res {
+    let f = open()?;
+    let count = if on_c() { 1usize << 20 } else { 1 << 33 };
+    let begun = eventfd()?;
+    // SAFETY: one thread; the child never returns.
+    let pid = unsafe { libc::fork() };
+    check!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
+    if pid == 0 {
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        let (rw, size) = (PROT_READ | PROT_WRITE, 8 * count + 4096);
+        // SAFETY: a new mapping of zeroes, in which the child writes the first word and the kernel reads.
+        unsafe {
+            let p = mmap(null_mut(), size, rw, flags, -1, 0).cast::<u64>();
+            let _ = begun.write(1);
+            if p == MAP_FAILED.cast() {
+                _exit(2);
+            }
+            p.write(count as u64);
+            _exit(sys::ioctl(&f, SET_FEATURES_ARRAY, p));
+        }
+    }
+    begun.read()?;
+    std::thread::sleep(Duration::from_millis(200));
+    // SAFETY: a child that nobody waited for.
+    unsafe { kill(pid, SIGKILL) };
+    let end = deadline();
+    let mut status = 0;
+    // SAFETY: as above, and a valid place for the status.
+    while unsafe { waitpid(pid, &mut status, WNOHANG) } == 0 {
+        check!(Instant::now() < end, "it goes on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    check!(
+        on_c() || WIFSIGNALED(status),
+        "it was over before: status {status:#x}"
+    );
+    Ok(())
 }
 
 fn backend_features() -> Res {
@@ -956,6 +998,7 @@ fn main() {
         ("offered", offered),
         ("features_array", features_array),
         ("features_array_works", features_array_works),
+        ("features_array_killed", features_array_killed),
         ("backend_features", backend_features),
         ("mem_table_errors", mem_table_errors),
         ("mem_table_kernel_address", mem_table_kernel_address),
