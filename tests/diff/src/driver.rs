@@ -29,8 +29,9 @@ pub const DRIVERS: [&str; 2] = ["c", "rust"];
 /// How many processes a processor has: to close a device is mostly to wait for other processors. All have
 /// the same priority, below that of any worker, so none is noticed by another.
 const CHILDREN: usize = 2;
-/// How long a script may take. One takes milliseconds; after this its process is ended.
-const LIMIT: Duration = Duration::from_secs(10);
+/// How long a script may take. One takes milliseconds, unless the machine has no time for the VM; after this its process is
+/// ended.
+const LIMIT: Duration = Duration::from_secs(60);
 /// Above that of what is watched.
 const WATCH_PRIORITY: i32 = 60;
 
@@ -64,7 +65,7 @@ impl Drivers {
     pub fn load(&mut self, driver: usize) -> Res {
         if driver != self.loaded {
             sys::unload("vhost_net")?;
-            sys::load(&self.folder.join(DRIVERS[driver]).with_extension("ko"))?;
+            sys::load(&self.folder.join(DRIVERS[driver]).with_extension("ko"), "")?;
             self.loaded = driver;
         }
         Ok(())

@@ -150,6 +150,11 @@ impl Gen {
         if self.r.percent(20) {
             self.incoming();
         }
+        // A worker for each queue.
+        if self.r.percent(10) {
+            self.put("worker", &[0, 0, 0]);
+            self.put("worker", &[2, 1, 1]);
+        }
         let first = self.r.below(2);
         self.put("backend", &[first, self.backend]);
         self.put("backend", &[1 - first, self.backend]);
@@ -513,7 +518,7 @@ impl Gen {
     fn ioctl(&mut self) {
         let q = self.r.pick(&[0, 0, 0, 1, 1, 1, 2, 0xffff_ffff]);
         let fd = self.r.below(5);
-        match self.r.below(36) {
+        match self.r.below(38) {
             0 => self.put("owner", &[]),
             1 => self.put("get-features", &[]),
             2..=3 => {
@@ -618,6 +623,10 @@ impl Gen {
                     bytes = bytes.min(71);
                 }
                 self.put("read", &[bytes]);
+            }
+            35..=36 => {
+                let (kind, n) = (self.r.below(4), self.r.below(3));
+                self.put("worker", &[kind, q, n]);
             }
             _ => {
                 let version = self.r.below(4);

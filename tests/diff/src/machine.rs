@@ -84,7 +84,7 @@ pub const EVENTFDS: [&str; 7] = [
 ];
 pub const LOG_BY_IOTLB: &str = "log by IOTLB";
 /// How long a worker may outlive its device. Shorter than a script may take (driver.rs).
-const CLOSED: Duration = Duration::from_secs(5);
+const CLOSED: Duration = Duration::from_secs(50);
 /// What follows the name of one that may have been signalled needlessly.
 pub const PERHAPS: &str = " perhaps";
 
@@ -97,6 +97,8 @@ const INDIRECT: u16 = 4;
 
 const SET_BUSYLOOP: u64 = 0x4008_af23;
 const GET_BUSYLOOP: u64 = 0x4008_af24;
+/// Those of the verb `worker`.
+const WORKER_IOCTLS: [u64; 4] = [sys::NEW_WORKER, 0x4004_af09, 0x4008_af15, 0xc008_af16];
 const TUNSETSNDBUF: u64 = 0x4004_54d4;
 const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
 
@@ -594,6 +596,16 @@ impl Run<'_> {
                 done(r)
             }
             ("get-busyloop", &[q]) => self.get_state(GET_BUSYLOOP, q),
+            ("worker", &[kind @ 0..=3, q, n]) => {
+                let mut arg = match kind {
+                    0 | 1 => [small(n), 0],
+                    _ => [small(q), small(n)],
+                };
+                let _ = priority(WORKER_PRIORITY);
+                let r = ioctl(&self.dev, WORKER_IOCTLS[kind as usize], arg.as_mut_ptr());
+                let _ = priority(PRIORITY);
+                format!("{} {arg:?}", done(r))
+            }
             ("backend", &[q, b]) => self.backend(q, b),
             ("fault", &[n]) if (n as usize) < IOCTLS.len() => {
                 // Where no program has anything.
@@ -1563,6 +1575,7 @@ impl Run<'_> {
         let start = Instant::now();
         while std::fs::read_dir("/proc/self/task")?.count() > 1 {
             check!(start.elapsed() < CLOSED, "the worker outlives its device");
+            std::thread::sleep(Duration::from_micros(50));
         }
         self.look();
         self.pages();

@@ -41,6 +41,7 @@ pub const VERBS: &[(&str, &str)] = &[
     ("get-endian", "Q: VHOST_GET_VRING_ENDIAN"),
     ("busyloop", "Q N: VHOST_SET_VRING_BUSYLOOP_TIMEOUT"),
     ("get-busyloop", "Q: VHOST_GET_VRING_BUSYLOOP_TIMEOUT"),
+    ("worker", "KIND Q N: worker number N; KIND 0 VHOST_NEW_WORKER, 1 VHOST_FREE_WORKER, 2 VHOST_ATTACH_VRING_WORKER, 3 VHOST_GET_VRING_WORKER"),
     ("backend", "Q B: VHOST_NET_SET_BACKEND; B 0 none, 1 tap with headers, 2 without, 3 packet socket, 4 with headers, 5 eventfd, 6 UDP socket, 7 closed"),
     ("fault", "N: ioctl number N of machine.rs with an argument that is not mapped"),
     ("message", "VERSION BYTES TYPE IOVA SIZE ADDRESS PERM: an IOTLB message, BYTES of it; ADDRESS is in the arena"),
