@@ -95,7 +95,7 @@ fn measure(folder: &Path, mode: &str, rounds: &str, names: &[&str]) -> Res {
     for round in 1..=rounds.parse()? {
         for case in &cases {
             for driver in ["c", "rust"] {
-                kselftest::sys::load(&folder.join(driver).with_extension("ko"))?;
+                kselftest::sys::load(&folder.join(driver).with_extension("ko"), "")?;
                 let line = Line {
                     mode: mode.into(),
                     case: case.name.into(),

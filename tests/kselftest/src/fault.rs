@@ -93,8 +93,8 @@ impl Faults {
     }
 
     /// The next `count` allocations from each source fail, one after the other, so that falling back on another does not
-    /// help; then there is memory again. Returns what `f` does.
-    pub fn starved<T>(&mut self, count: u32, f: impl FnOnce() -> Res<T>) -> Res<T> {
+    /// help; then there is memory again. Fails if none of them failed while `f` ran, or if `f` does.
+    pub fn starved(&mut self, count: u32, f: impl FnOnce() -> Res) -> Res {
         let sites = || SITES.iter().filter(|(_, kind)| *kind == Kind::Alloc);
         let set = |name: &str, value: u32| -> Res {
             for (site, _) in sites() {
@@ -106,13 +106,20 @@ impl Faults {
             Ok(())
         };
         // Only in the thread that is marked.
-        set("task-filter", 1)?;
-        set("interval", 1)?;
-        set("times", count)?;
-        set("probability", 100)?;
         let mark = format!("{}/make-it-fail", self.thread);
-        std::fs::write(&mark, "1")?;
-        let result = f();
+        let result = (|| {
+            set("task-filter", 1)?;
+            set("interval", 1)?;
+            set("times", count)?;
+            set("probability", 100)?;
+            std::fs::write(&mark, "1")?;
+            f()?;
+            let left = self.count()?;
+            let failed = (self.times.iter().zip(left))
+                .any(|((_, kind), left)| *kind == Kind::Alloc && left < count);
+            check!(failed, "{count} failures: there was none");
+            Ok(())
+        })();
         std::fs::write(&mark, "0")?;
         set("probability", 0)?;
         set("times", TIMES)?;

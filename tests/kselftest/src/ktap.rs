@@ -91,6 +91,7 @@ fn one(test: fn() -> Res) -> Res {
     let _ = std::io::stdout().flush();
     // SAFETY: this process has one thread.
     let pid = unsafe { libc::fork() };
+    crate::check!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
     // SAFETY: both descriptors are open and owned by nobody else.
     let (mut r, mut w) = unsafe {
         (

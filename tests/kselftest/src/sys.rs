@@ -8,6 +8,7 @@ use std::fs::OpenOptions;
 use std::io::Error;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -190,13 +191,29 @@ pub fn delete_module(name: &str) -> i32 {
     Error::last_os_error().raw_os_error().unwrap()
 }
 
+/// Unloads a module, when its last user is gone.
+pub fn unload(name: &str) -> Res {
+    let mut errno = 0;
+    let unloaded = until(|| {
+        errno = delete_module(name);
+        errno == 0
+    });
+    crate::check!(unloaded, "rmmod {name}: errno {errno}");
+    Ok(())
+}
+
 /// Loads the module in a file, with parameters.
-pub fn insert_module(path: &str, parameters: &str) -> Res {
-    let f = File::open(path)?;
-    let p = CString::new(parameters).unwrap();
+pub fn load(file: &Path, parameters: &str) -> Res {
+    let f = File::open(file)?;
+    let p = CString::new(parameters)?;
     // SAFETY: the descriptor is open and the parameters are a valid string.
     let r = unsafe { libc::syscall(libc::SYS_finit_module, f.as_raw_fd(), p.as_ptr(), 0) };
-    crate::check!(r == 0, "{path} {parameters}: {}", Error::last_os_error());
+    crate::check!(
+        r == 0,
+        "{} {parameters}: {}",
+        file.display(),
+        Error::last_os_error()
+    );
     Ok(())
 }
 
@@ -207,8 +224,8 @@ pub fn reload(parameters: &str) -> Res {
         path.is_ok(),
         "VHOST_MODULE_PATH does not say where vhost_net.ko is"
     );
-    crate::check_eq!(delete_module("vhost_net"), 0, "rmmod vhost_net");
-    insert_module(&path.unwrap(), parameters)
+    unload("vhost_net")?;
+    load(Path::new(&path.unwrap()), parameters)
 }
 
 /// Is it the C driver that is tested?
@@ -232,10 +249,29 @@ pub fn threads() -> Res<Vec<String>> {
     Ok(v)
 }
 
+/// The folder in /proc of a thread of this process whose name begins so.
+pub fn thread_named(start: &str) -> Res<PathBuf> {
+    for t in std::fs::read_dir("/proc/self/task")? {
+        let t = t?.path();
+        if std::fs::read_to_string(t.join("comm")).is_ok_and(|name| name.starts_with(start)) {
+            return Ok(t);
+        }
+    }
+    crate::bail!("no thread {start}...")
+}
+
+/// Does a thread of this process sleep in an ioctl?
+pub fn asleep_in_ioctl(thread: i32) -> bool {
+    let path = format!("/proc/self/task/{thread}/syscall");
+    let call = std::fs::read_to_string(path).unwrap_or_default();
+    call.starts_with(&format!("{} ", libc::SYS_ioctl))
+}
+
 /// Runs `f` in a child process; what it returns is the child's exit status, which is returned.
 pub fn in_child(f: impl FnOnce() -> i32) -> Res<i32> {
     // SAFETY: the child calls `f` and ends; `f` may not rely on other threads.
     let pid = unsafe { libc::fork() };
+    crate::check!(pid >= 0, "fork: {}", Error::last_os_error());
     if pid == 0 {
         let r = f();
         // SAFETY: ends the child.
@@ -251,39 +287,4 @@ pub fn in_child(f: impl FnOnce() -> i32) -> Res<i32> {
         "the child died: status {status:#x}"
     );
     Ok(libc::WEXITSTATUS(status))
-}
-
-/// Loads a module.
-pub fn load(file: &Path) -> Res {
-    let image = std::fs::read(file)?;
-    let none = CString::default();
-    // SAFETY: the kernel copies both.
-    let r = unsafe {
-        libc::syscall(
-            libc::SYS_init_module,
-            image.as_ptr(),
-            image.len(),
-            none.as_ptr(),
-        )
-    };
-    match r {
-        0 => Ok(()),
-        _ => Err(Error::last_os_error().into()),
-    }
-}
-
-/// Unloads a module, when its last user is gone.
-pub fn unload(name: &str) -> Res {
-    let name = CString::new(name)?;
-    let mut result = Ok(());
-    until(|| {
-        // SAFETY: the kernel copies the name.
-        let r = unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
-        result = match r {
-            0 => Ok(()),
-            _ => Err(Error::last_os_error().into()),
-        };
-        result.is_ok()
-    });
-    result
 }

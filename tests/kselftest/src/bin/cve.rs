@@ -234,13 +234,9 @@ fn swap_in_flight(round: u32) -> Res {
             }
             Ok(())
         });
-        let asleep = || {
-            let path = format!("/proc/self/task/{}/syscall", thread.load(SeqCst));
-            let call = std::fs::read_to_string(path).unwrap_or_default();
-            call.starts_with(&format!("{} ", libc::SYS_ioctl))
-        };
+        let asleep = || sys::asleep_in_ioctl(thread.load(SeqCst));
         let begun = until(|| swapped.load(SeqCst) || asleep());
-        // It could be asleep for another reason, for a moment.
+        // It could be asleep for another reason, for a moment. (A swap that is over still later shows in what was used.)
         std::thread::sleep(std::time::Duration::from_millis(100));
         let early = swapped.load(SeqCst) || !begun;
         let got: Res<Vec<_>> = packets.iter().map(|_| plug.recv()).collect();
@@ -523,7 +519,7 @@ fn cve_2024_0340() -> Res {
 fn cve_2019_3900() -> Res {
     // Sent: as soon as there is room it is full again. The kicks are for a feeder that was too slow, and found the
     // device asleep.
-    for features in [VERSION_1, VERSION_1 | EVENT_IDX, 0] {
+    for &features in some(&[VERSION_1, VERSION_1 | EVENT_IDX, 0]) {
         let mut g = Guest::new(Config::with(features))?;
         g.peer = Peer::sender(g.tap.index, false)?;
         let p = [vec![0; g.hdr], frame(1, 60)].concat();
@@ -585,7 +581,7 @@ fn cve_2019_3900() -> Res {
     }
     endless_rx()?;
     // And a process may end while it does so.
-    for _ in 0..5 {
+    for _ in some(&[(); 5]) {
         let status = sys::in_child(|| {
             let busy = || -> Res {
                 let mut g = Guest::new(Config::default())?;

@@ -164,14 +164,8 @@ fn gone(g: Guest, descriptors_before: usize) -> Res {
 
 /// The worker's thread.
 fn worker() -> Res<i32> {
-    for task in std::fs::read_dir("/proc/self/task")? {
-        let task = task?;
-        if std::fs::read_to_string(task.path().join("comm")).is_ok_and(|s| s.starts_with("vhost-"))
-        {
-            return Ok(task.file_name().to_string_lossy().parse()?);
-        }
-    }
-    bail!("no worker")
+    let folder = sys::thread_named("vhost-")?;
+    Ok(folder.file_name().unwrap().to_string_lossy().parse()?)
 }
 
 /// Walks an ioctl of a guest that runs, and runs on whether it fails or not.

@@ -169,16 +169,9 @@ fn control_group() -> Res {
             ..Config::default()
         })?;
         let worker = match kernel_thread {
-            true => kernel_threads()?.pop(),
-            false => {
-                let mut tasks = std::fs::read_dir("/proc/self/task")?.flatten();
-                let own = |t: &std::fs::DirEntry| {
-                    read_to_string(t.path().join("comm")).is_ok_and(|n| n.starts_with("vhost-"))
-                };
-                tasks.find(own).map(|t| t.path().display().to_string())
-            }
+            true => kernel_threads()?.pop().ok_or(Fail("no worker".into()))?,
+            false => thread_named("vhost-")?.display().to_string(),
         };
-        let worker = worker.ok_or(Fail("no worker".into()))?;
         check_eq!(group_of(&worker)?, "/vhost-first", "group of {worker}");
         g.send_all(&[frame(1, 60)])?;
         enter(&second)?;
@@ -208,10 +201,11 @@ fn load(parameter: &str) -> Res {
         return reload(parameter);
     }
     let path = std::env::var("VHOST_MODULE_PATH").unwrap_or_default();
-    check_eq!(delete_module("vhost_net"), 0, "rmmod vhost_net");
-    check_eq!(delete_module("vhost"), 0, "rmmod vhost");
-    insert_module(&path.replace("vhost_net.ko", "vhost.ko"), parameter)?;
-    insert_module(&path, "")
+    let path = std::path::Path::new(&path);
+    unload("vhost_net")?;
+    unload("vhost")?;
+    sys::load(&path.with_file_name("vhost.ko"), parameter)?;
+    sys::load(path, "")
 }
 
 /// The module's parameter is what devices start with, and start with again after RESET_OWNER.

@@ -53,14 +53,7 @@ fn worker_thread() -> Res {
 /// It is the worker that moves the packets: it sleeps and wakes with them.
 fn worker_works() -> Res {
     let mut g = Guest::new(Config::default())?;
-    let mut path = None;
-    for t in std::fs::read_dir("/proc/self/task")? {
-        let t = t?.path();
-        if std::fs::read_to_string(t.join("comm"))?.starts_with("vhost-") {
-            path = Some(t.join("status"));
-        }
-    }
-    let path = path.ok_or(Fail("no worker".into()))?;
+    let path = thread_named("vhost-")?.join("status");
     let switches = || -> Res<u64> {
         let s = std::fs::read_to_string(&path)?;
         let n = |key: &str| -> u64 {
@@ -316,7 +309,7 @@ impl Back {
         if std::path::Path::new("/sys/module/vhost_net").exists() {
             return Ok(());
         }
-        insert_module(&self.0, "")
+        load(std::path::Path::new(&self.0), "")
     }
 }
 

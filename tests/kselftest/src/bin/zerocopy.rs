@@ -271,11 +271,7 @@ fn waits(what: &str, end: impl Fn(&BorrowedFd) -> i32 + Sync) -> Res {
             used.store(tx.device_idx(), SeqCst);
             done.store(e, SeqCst);
         });
-        let asleep = || {
-            let path = format!("/proc/self/task/{}/syscall", thread.load(SeqCst));
-            let call = std::fs::read_to_string(path).unwrap_or_default();
-            call.starts_with(&format!("{} ", libc::SYS_ioctl))
-        };
+        let asleep = || sys::asleep_in_ioctl(thread.load(SeqCst));
         let waited = until(|| asleep() || done.load(SeqCst) >= 0) && done.load(SeqCst) < 0;
         // In any case, since the thread could not end otherwise.
         let got: Res<Vec<_>> = packets.iter().map(|_| plug.recv()).collect();
@@ -369,6 +365,7 @@ fn killed() -> Res {
     let packets: Vec<_> = (0..20).map(|i| frame(i, 2000)).collect();
     // SAFETY: one thread; the child never returns.
     let pid = unsafe { libc::fork() };
+    check!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
     if pid == 0 {
         let mut run = || -> Res {
             let mut g = Guest::stopped(Config::default())?;
