@@ -237,6 +237,12 @@ impl Hostile {
         };
         let (arena, counts, err) = (&self.arena, self.counts, &self.err);
         let pid = sys::fork(|| {
+            // Each of the threads goes on for ever, or the rest would attack without it.
+            std::panic::set_hook(Box::new(|panic| {
+                println!("# {panic}");
+                counts.trouble.fetch_add(1, Relaxed);
+                sys::exit(96);
+            }));
             let run = || -> Res {
                 let world = World {
                     seed,
