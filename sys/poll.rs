@@ -59,7 +59,7 @@ struct Inner<T> {
     queue: *mut bindings::wait_queue_head,
     mask: u32,
     token: u32,
-    /// Valid while `queue` is not null.
+    /// Valid from `start` to `detach`, and null otherwise.
     target: *const T,
 }
 
@@ -70,7 +70,7 @@ struct Inner<T> {
 /// # Invariants
 ///
 /// While `inner.queue` is not null, `inner.wait` is on it, `inner.target` comes from
-/// [`Arc::into_raw`], and `file` is a reference that keeps the queue alive. Otherwise `file` is
+/// [`Arc::into_raw`], and `file` is a reference that keeps the queue alive. Otherwise both are
 /// null. `inner.mask` and `inner.token` never change.
 #[pin_data(PinnedDrop)]
 pub struct PollEntry<T: Wake> {
