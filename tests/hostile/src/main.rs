@@ -94,7 +94,20 @@ pub struct World<'a> {
     rings: [Mutex<Place>; 2],
 }
 
-impl World<'_> {
+impl<'a> World<'a> {
+    fn new(seed: u64, arena: &'a Arena, counts: &'a Counts, err: &'a [EventFd]) -> Res<Self> {
+        Ok(World {
+            seed,
+            arena,
+            counts,
+            kick: events()?,
+            call: events()?,
+            err,
+            other_tap: AtomicI32::new(0),
+            rings: Default::default(),
+        })
+    }
+
     pub fn place(&self, q: usize) -> Place {
         *self.rings[q].lock().unwrap()
     }
@@ -244,16 +257,7 @@ impl Hostile {
                 sys::exit(96);
             }));
             let run = || -> Res {
-                let world = World {
-                    seed,
-                    arena,
-                    counts,
-                    kick: events()?,
-                    call: events()?,
-                    err,
-                    other_tap: AtomicI32::new(0),
-                    rings: Default::default(),
-                };
+                let world = World::new(seed, arena, counts, err)?;
                 child(&world, wait, kept.as_ref())
             };
             let why = run().err();
@@ -364,16 +368,7 @@ fn every_call(hostile: &mut Hostile) -> Res {
     let run = || -> Res {
         own_network()?;
         ip("link set lo up")?;
-        let world = World {
-            seed: 0,
-            arena,
-            counts,
-            kick: events()?,
-            call: events()?,
-            err,
-            other_tap: AtomicI32::new(0),
-            rings: Default::default(),
-        };
+        let world = World::new(0, arena, counts, err)?;
         let device = open(false)?;
         let tap = Tap::new("tap0", 12)?;
         vmm::Vmm::new(&world, &device, &tap)?.behave()

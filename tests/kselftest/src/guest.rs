@@ -311,6 +311,24 @@ impl Guest {
         Ok(())
     }
 
+    /// Receives a packet into mergeable buffers of `size` bytes that lie behind each other.
+    pub fn receive_in_pieces(&mut self, p: &[u8], size: usize) -> Res {
+        let len = self.hdr + p.len();
+        let count = len.div_ceil(size);
+        let b = self.buffer(size * count);
+        for i in 0..count {
+            self.rx.add(&[Seg::w(b.gpa + (i * size) as u64, size)]);
+        }
+        self.rx.submit();
+        self.peer.send(p)?;
+        for _ in 0..count {
+            self.rx.wait()?;
+        }
+        let got = self.mem.read(b.gpa, len);
+        self.check_rx_hdr(&got, count as u16)?;
+        same(&got[self.hdr..], p, &format!("packet in buffers of {size}"))
+    }
+
     /// The header of a packet without offloads, in `buffers` buffers.
     pub fn check_rx_hdr(&self, got: &[u8], buffers: u16) -> Res {
         crate::check_eq!(got[..10], [0; 10], "virtio-net header");

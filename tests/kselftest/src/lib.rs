@@ -18,6 +18,7 @@ pub mod ktap;
 pub mod mem;
 pub mod net;
 pub mod ring;
+pub mod rings;
 pub mod sys;
 pub mod traffic;
 

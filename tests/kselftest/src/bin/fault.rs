@@ -168,6 +168,15 @@ fn worker() -> Res<i32> {
     Ok(folder.file_name().unwrap().to_string_lossy().parse()?)
 }
 
+/// When it is set up again, the guest runs.
+fn starts(g: &mut Guest, done: bool) -> Res {
+    if !done {
+        return Ok(());
+    }
+    g.start()?;
+    flow(g)
+}
+
 /// Walks an ioctl of a guest that runs, and runs on whether it fails or not.
 fn running<T>(g: &mut Guest, what: &str, request: u64, arg: *const T, least: Counts) -> Res {
     Walk {
@@ -340,13 +349,7 @@ fn queue() -> Res {
                 let ring = if i == RX { &g.rx } else { &g.tx };
                 ioctl(&g.net, SET_VRING_BASE, &state(ring.avail_idx.into()))
             },
-            check: &mut |g, done| match done {
-                true => {
-                    g.start()?;
-                    flow(g)
-                }
-                false => Ok(()),
-            },
+            check: &mut starts,
         }
         .run(&mut g)?;
         // One that was not there before.
@@ -393,13 +396,7 @@ fn backend() -> Res {
             least: (1, 1),
             prepare: &mut |g: &mut Guest| g.stop(),
             op: &mut |g| ioctl(&g.net, NET_SET_BACKEND, &file(&g.tap.fd)),
-            check: &mut |g, done| match done {
-                true => {
-                    g.start()?;
-                    flow(g)
-                }
-                false => Ok(()),
-            },
+            check: &mut starts,
         }
         .run(&mut g)?;
         Walk {

@@ -32,6 +32,17 @@ fn cut(at: u64, total: usize, size: usize, write: bool) -> Vec<Seg> {
     v
 }
 
+/// Lengths of packets, and the sizes of their pieces.
+const CUT: [(usize, usize); 7] = [
+    (60, 60),
+    (60, 1),
+    (1000, 1),
+    (1514, 700),
+    (9000, 9),
+    (65535, 65),
+    (500, 13),
+];
+
 fn table(g: &Guest, n: usize) -> u64 {
     g.mem.alloc(16 * n, 16)
 }
@@ -41,15 +52,7 @@ fn tx() -> Res {
     for features in [IND, IND | EVENT_IDX] {
         let mut g = Guest::new(Config::with(features))?;
         let mut n = 0;
-        for (len, size) in [
-            (60, 60),
-            (60, 1),
-            (1000, 1),
-            (1514, 700),
-            (9000, 9),
-            (65535, 65),
-            (500, 13),
-        ] {
+        for (len, size) in CUT {
             n += 1;
             let p = frame(n, len);
             let segs = cut(g.place(&p), 12 + len, size, false);
@@ -72,15 +75,7 @@ fn rx() -> Res {
     for features in [IND, IND | EVENT_IDX, IND | MRG_RXBUF] {
         let mut g = Guest::new(Config::with(features))?;
         let mut n = 0;
-        for (len, size) in [
-            (60, 60),
-            (60, 1),
-            (1000, 1),
-            (1514, 700),
-            (9000, 9),
-            (65535, 65),
-            (500, 13),
-        ] {
+        for (len, size) in CUT {
             n += 1;
             let p = frame(n, len);
             let b = g.buffer(12 + len + 5);

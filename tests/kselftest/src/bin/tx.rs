@@ -232,58 +232,6 @@ fn many(cfg: Config, count: u32, len: impl Fn(u32) -> usize) -> Res {
     Ok(())
 }
 
-fn ring_1() -> Res {
-    many(Config::default().num(1), 200, |i| 60 + i as usize % 100)
-}
-
-fn ring_2() -> Res {
-    many(Config::with(VERSION_1 | EVENT_IDX).num(2), 300, |i| {
-        60 + i as usize % 100
-    })
-}
-
-fn ring_256() -> Res {
-    // From 37 on, so that some batches cross the ring's end.
-    many(Config::default().base(37), 2000, |i| 60 + i as usize % 1454)
-}
-
-fn ring_32768() -> Res {
-    let cfg = Config {
-        regions: vec![(mem::BASE, 160 << 20)],
-        ..Config::default()
-    };
-    many(
-        Config {
-            tx_num: 32768,
-            base: if sys::on_debug_kernel() { 32_000 } else { 0 },
-            ..cfg
-        },
-        amount(40_000),
-        |i| 60 + i as usize % 7,
-    )
-}
-
-/// The indices pass 65535, with and without event indices, at every ring size.
-fn index_wrap() -> Res {
-    for &num in some(&[1, 64, 2, 256]) {
-        for features in [VERSION_1, VERSION_1 | EVENT_IDX, 0] {
-            let cfg = Config::with(features)
-                .num(num)
-                .base(65536u32.wrapping_sub(300) as u16);
-            many(cfg, 600, |i| 60 + i as usize % 40)?;
-        }
-    }
-    Ok(())
-}
-
-/// The same without help: more packets than 65536.
-fn index_wrap_long() -> Res {
-    // Fewer go round only from further on.
-    let base = if sys::on_debug_kernel() { 64_000 } else { 0 };
-    let cfg = Config::with(VERSION_1 | EVENT_IDX).base(base);
-    many(cfg, amount(66_000), |_| 60)
-}
-
 /// A checksum that the guest left to the device.
 fn checksum() -> Res {
     for features in [VERSION_1, 0] {
@@ -655,12 +603,12 @@ fn main() {
         ("shapes_vhost_hdr", shapes_vhost_hdr),
         ("one_byte_segments", one_byte_segments),
         ("across_regions", across_regions),
-        ("ring_1", ring_1),
-        ("ring_2", ring_2),
-        ("ring_256", ring_256),
-        ("ring_32768", ring_32768),
-        ("index_wrap", index_wrap),
-        ("index_wrap_long", index_wrap_long),
+        ("ring_1", || rings::ring_1(many)),
+        ("ring_2", || rings::ring_2(many)),
+        ("ring_256", || rings::ring_256(many)),
+        ("ring_32768", || rings::ring_32768(many)),
+        ("index_wrap", || rings::index_wrap(many)),
+        ("index_wrap_long", || rings::index_wrap_long(many)),
         ("checksum", checksum),
         ("checksum_short_hdr_len", checksum_short_hdr_len),
         ("gso", gso),

@@ -243,19 +243,7 @@ fn vlan() -> Res {
         let mut g = guest(Config::with(VERSION_1 | MRG_RXBUF), KINDS[1])?;
         let mut p = frame(1, 100);
         p.splice(12..12, [0x81, 0, 0, 42]);
-        let count = (g.hdr + p.len()).div_ceil(size);
-        let b = g.buffer(size * count);
-        for i in 0..count {
-            g.rx.add(&[Seg::w(b.gpa + (i * size) as u64, size)]);
-        }
-        g.rx.submit();
-        g.peer.send(&p)?;
-        for _ in 0..count {
-            g.rx.wait()?;
-        }
-        let got = g.mem.read(b.gpa, g.hdr + p.len());
-        g.check_rx_hdr(&got, count as u16)?;
-        same(&got[g.hdr..], &p, &format!("packet in buffers of {size}"))?;
+        g.receive_in_pieces(&p, size)?;
         ip("link del wire0")?;
     }
     Ok(())

@@ -49,6 +49,18 @@ impl Held {
         Self::with_header(cfg, 0)
     }
 
+    /// Holds twenty packets, which are returned; the small one behind them is used.
+    fn twenty() -> Res<(Self, Vec<Vec<u8>>)> {
+        let mut h = Self::new(Config::default())?;
+        let packets: Vec<_> = (0..20).map(|i| frame(i, 2000)).collect();
+        for p in &packets {
+            h.offer(p);
+        }
+        let (small, _) = h.offer(&frame(99, 60));
+        h.used(small)?;
+        Ok((h, packets))
+    }
+
     fn with_header(cfg: Config, hdr: usize) -> Res<Self> {
         let mut g = Guest::stopped(cfg)?;
         g.peer = Peer::sender(g.tap.index, false)?;
@@ -250,13 +262,7 @@ fn many() -> Res {
 
 /// Who may not go on before what is held was read.
 fn waits(what: &str, end: impl Fn(&BorrowedFd) -> i32 + Sync) -> Res {
-    let mut h = Held::new(Config::default())?;
-    let packets: Vec<_> = (0..20).map(|i| frame(i, 2000)).collect();
-    for p in &packets {
-        h.offer(p);
-    }
-    let (small, _) = h.offer(&frame(99, 60));
-    h.used(small)?;
+    let (mut h, packets) = Held::twenty()?;
     check_eq!(h.g.tx.device_idx(), 1, "how many were used");
     // SAFETY: the descriptor is open as long as `h` lives, which is longer than the thread does.
     let fd = unsafe { BorrowedFd::borrow_raw(h.g.net.as_raw_fd()) };
@@ -330,13 +336,7 @@ fn new_memory_table() -> Res {
 /// Closed while packets are held: what is read later is what was sent.
 fn closed() -> Res {
     for _ in 0..5 {
-        let mut h = Held::new(Config::default())?;
-        let packets: Vec<_> = (0..20).map(|i| frame(i, 2000)).collect();
-        for p in &packets {
-            h.offer(p);
-        }
-        let (small, _) = h.offer(&frame(99, 60));
-        h.used(small)?;
+        let (h, packets) = Held::twenty()?;
         let Held { mut plug, g, .. } = h;
         let Guest { net, .. } = g;
         let got = std::thread::scope(|s| {
