@@ -49,6 +49,6 @@ export PATH=/usr/bin:/bin:/usr/sbin:/sbin:$PATH
 unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES
 
 fail() {
-    echo "${0##*/}: $*" >&2
+    echo "${0#"$root/"}: $*" >&2
     exit 1
 }

@@ -32,15 +32,18 @@ class EmulatorFlaw(Exception):
     """
 
 
+ATTEMPTS = 5
+
+
 def attempts(run):
-    """What `run` returns, which is called up to five times if the emulator's flaw gets in its way."""
-    for attempt in range(5):
+    """What `run` returns, which is called again if the emulator's flaw gets in its way."""
+    for attempt in range(1, ATTEMPTS + 1):
         try:
             return run()
         except EmulatorFlaw as flaw:
             # `make check` shows the lines that begin so.
-            print(f"report: the emulated SVM failed the guest (attempt {attempt + 1}): {flaw}", file=sys.stderr)
-    sys.exit("The emulated SVM failed in five attempts; that says nothing of the driver.")
+            print(f"report: the emulated SVM failed the guest (attempt {attempt} of {ATTEMPTS}): {flaw}", file=sys.stderr)
+    sys.exit("The emulated SVM failed in each attempt; that says nothing of the driver.")
 
 
 def run(*command, timeout=20):
@@ -158,6 +161,8 @@ class Guest:
     def evidence(self):
         """What there is to see of a guest that does not answer: the module's counters, the worker, the last words."""
         print("\nWhat the guest left:", file=sys.stderr)
+        for file in sorted(pathlib.Path(f"/sys/class/net/{self.tap}/statistics").glob("[rt]x_[dep]*")):
+            print(f"{self.tap} {file.name} {file.read_text().strip()}", file=sys.stderr)
         if self.process.poll() is None:
             for _ in range(2):
                 try:

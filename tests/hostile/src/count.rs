@@ -175,11 +175,11 @@ impl Counts {
             .filter(|call| self.seen(*call, 0) == 0)
             .map(|call| CALLS[call])
             .collect();
-        let never = match never.is_empty() {
-            true => "none".into(),
-            false => never.join(", "),
+        let each = match never.is_empty() {
+            true => "each of them good at least once".into(),
+            false => format!("never good: {}", never.join(", ")),
         };
-        format!("{good} good, {} refused; never good: {never}", made - good)
+        format!("{good} good, {} refused; {each}", made - good)
     }
 
     /// How often one of [`CALLS`] ended how.
