@@ -8,14 +8,12 @@
 mod features;
 mod log;
 mod memtable;
-mod messages;
 mod sys;
 mod uapi;
 mod usermem;
 mod vhost;
 mod vhost_net;
 mod vring;
-mod zcopy;
 
 use kernel::prelude::*;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The messages that a device sends to its owner: misses of the IOTLB.
+//! The misses of the IOTLB, which a device tells its owner.
 //!
 //! A queue that comes upon an address that the IOTLB does not know stops and tells the owner, who
 //! reads that as a message (`VHOST_IOTLB_MISS`) and answers with an update. A queue has one miss
