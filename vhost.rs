@@ -8,11 +8,11 @@
 //!
 //! The room behind this door:
 //!
-//! - [`work`]: the bits that a kick or a backend sets, and the flushes that are counted above
-//!   them. [`worker`]: the thread that takes these. Another worker would be made here, and given
+//! - [`work`]: the bits that a kick or a backend sets. [`worker`]: the thread that takes these. Another worker would be made here, and given
 //!   to its queues by [`device`].
 //! - [`queue`]: a ring with its eventfds; calls and faults are signalled here. [`queue_setup`]:
-//!   what the owner sets of it; here its kicks begin to be waited for. [`stats`]: what it did.
+//!   what the owner sets of it; here its kicks begin to be waited for. [`stats`]: what it did, of
+//!   which [`shown`] has a copy for others. [`guard`]: its lock.
 //! - [`device`]: the owner ([`state`]) and the queues, and which lock comes first; runs a queue
 //!   for the worker. [`ioctl`], [`fd`] and [`features_arg`]: what the owner asks for.
 //!   [`misses`] and [`message_io`]: what they tell each other of the IOTLB. [`fdinfo`]: what
@@ -24,11 +24,13 @@ mod device;
 mod fd;
 mod fdinfo;
 mod features_arg;
+mod guard;
 mod ioctl;
 mod message_io;
 mod misses;
 mod queue;
 mod queue_setup;
+mod shown;
 mod state;
 mod stats;
 mod work;
@@ -47,6 +49,7 @@ pub use queue::{
     QueuePoll,
     QueueState, //
 };
+pub use stats::Stats;
 pub use work::{
     WorkBits,
     QUEUES, //

@@ -14,9 +14,8 @@
 //!    [`Net::run`](Driver::run), here, which locks the queue and starts a [`turn`].
 //! 3. [`transmit`] takes the next chain of the ring (`vring.rs`, `vring/split.rs`), whose
 //!    buffers `memtable/maps.rs` translates, and puts the packet into a batch for the tap
-//!    (`sys/xdp.rs`), into the socket (`sys/socket.rs`), or lends it to that ([`zcopy`]). What the
-//!    socket refuses for good is dropped and counted there; a [fault](crate::vring::Fault) halts
-//!    the queue.
+//!    (`sys/xdp.rs`), into the socket (`sys/socket.rs`), or lends it to that ([`zcopy`]). Whether
+//!    one that can't be moved is dropped, is tried again or halts the queue, [`verdict`] says.
 //! 4. After 64 packets, and in the end, the turn sends the batch, writes the used entries
 //!    (`vring/split.rs`) and calls the guest if it wants that (`vhost/queue.rs`).
 //! 5. With the ring empty it polls for a while ([`busy_poll`]), asks for kicks, and is over.
@@ -43,14 +42,18 @@ mod queue;
 mod receive;
 mod transmit;
 mod turn;
+mod verdict;
 mod zcopy;
 
 pub use net::Net;
 
-use crate::vhost::{
-    Cause,
-    Driver,
-    QUEUES, //
+use crate::{
+    sys::sched::sleep_interruptible,
+    vhost::{
+        Cause,
+        Driver,
+        QUEUES, //
+    }, //
 };
 use kernel::prelude::*;
 use net::Device;
@@ -72,7 +75,12 @@ impl Driver for Net {
         if cause.kicked {
             queue.stats.kicks += 1;
         }
-        turn::turn(device, &mut queue, cause.waited_for);
+        let rest = turn::turn(device, &mut queue, cause.waited_for);
+        drop(queue);
+        if rest > 0 {
+            // For want of memory. A queue that tried again at once would keep a CPU for it.
+            sleep_interruptible(rest);
+        }
     }
 
     fn flush(device: &Device) {

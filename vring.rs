@@ -420,6 +420,14 @@ impl<M: UserMemory> Take<'_, M> {
         }
     }
 
+    /// Says that the device wrote nothing to any of the chains that were taken.
+    #[cold]
+    pub fn clear_written(&mut self) {
+        match &mut self.ring.format {
+            Format::Split(split) => split.clear_written(&self.mark),
+        }
+    }
+
     /// Completes the chains: the next [`Vring::publish`] gives them to the driver.
     #[inline(always)]
     pub fn complete(self) {

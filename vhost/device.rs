@@ -10,11 +10,13 @@
 #![forbid(unsafe_code)]
 
 use super::{
+    guard,
     misses::Misses,
     queue::{
         self,
         QueueState, //
     },
+    shown::Shown,
     state::{
         Owner,
         State, //
@@ -55,15 +57,14 @@ use kernel::{
         ArcBorrow,
         Mutex,
         SpinLock, //
-    },
-    time::{
-        delay::fsleep,
-        Delta, //
     }, //
 };
 
 /// The worker of a device.
 pub type Worker<D> = worker::Worker<Device<D>>;
+
+/// A queue of a device, locked.
+pub type QueueGuard<'a, D> = guard::QueueGuard<'a, <D as Driver>::Queue, Worker<D>>;
 
 /// A queue of a device.
 pub type Queue<D> = queue::Queue<<D as Driver>::Queue, Worker<D>>;
@@ -93,7 +94,7 @@ pub trait Driver: Sized + Send + Sync + 'static {
 pub struct Cause {
     /// Its driver kicked it.
     pub kicked: bool,
-    /// Another queue or a flush waits until it has run.
+    /// Another queue waits until it has run.
     pub waited_for: bool,
 }
 
@@ -106,14 +107,14 @@ pub struct Device<D: Driver> {
     pub(super) first: Mutex<Queue<D>>,
     #[pin]
     pub(super) second: Mutex<Queue<D>>,
+    /// What others see of the queues.
+    pub(super) shown: [Arc<Shown>; QUEUES],
     /// What the owner is to be told.
     #[pin]
     pub(super) misses: SpinLock<Misses<QUEUES>>,
     /// Who waits for that.
     #[pin]
     pub(super) readers: PollCondVar,
-    /// How many readers of `fdinfo` want to lock a queue.
-    pub(super) fdinfo_readers: Atomic<u32>,
     /// How many of the owner's threads want to lock what the worker may have locked.
     lock_waiters: Atomic<u32>,
 }
@@ -121,15 +122,17 @@ pub struct Device<D: Driver> {
 impl<D: Driver> Device<D> {
     /// Makes a device without an owner. Fails with [`ENOMEM`].
     pub fn new() -> Result<Arc<Self>> {
+        let shown = [Shown::new()?, Shown::new()?];
+        let [first, second] = shown.clone();
         Arc::pin_init(
             try_pin_init!(Self {
+                shown,
                 state <- new_mutex!(State::new(), "vhost_device"),
                 // A class for each queue: the lock validator knows them apart.
-                first <- new_mutex!(Queue::new(0, D::new_queue(0)?)?, "vhost_first_queue"),
-                second <- new_mutex!(Queue::new(1, D::new_queue(1)?)?, "vhost_second_queue"),
+                first <- new_mutex!(Queue::<D>::new(0, D::new_queue(0)?, first)?, "vhost_first_queue"),
+                second <- new_mutex!(Queue::<D>::new(1, D::new_queue(1)?, second)?, "vhost_second_queue"),
                 misses <- new_spinlock!(Misses::new(), "vhost_misses"),
                 readers <- new_poll_condvar!("vhost_readers"),
-                fdinfo_readers: Atomic::new(0),
                 lock_waiters: Atomic::new(0),
             }),
             GFP_KERNEL,
@@ -159,48 +162,59 @@ impl<D: Driver> Device<D> {
     }
 
     /// Locks a queue, for the owner. Fails with [`ENOBUFS`] if there is none of this index.
-    pub fn queue(&self, index: usize) -> Result<MutexGuard<'_, Queue<D>>> {
-        Ok(self.lock_for_owner(self.find_queue(index).ok_or(ENOBUFS)?))
+    pub fn queue(&self, index: usize) -> Result<QueueGuard<'_, D>> {
+        let queue = self.find_queue(index).ok_or(ENOBUFS)?;
+        Ok(self.lock_queue(queue))
+    }
+
+    fn lock_queue<'a>(&self, queue: &'a Mutex<Queue<D>>) -> QueueGuard<'a, D> {
+        QueueGuard::<D>::for_owner(self.lock_for_owner(queue))
     }
 
     /// Locks a queue, for the worker.
-    pub fn queue_to_run(&self, index: usize) -> Option<MutexGuard<'_, Queue<D>>> {
-        Some(self.find_queue(index)?.lock())
+    pub fn queue_to_run(&self, index: usize) -> Option<QueueGuard<'_, D>> {
+        Some(QueueGuard::<D>::new(self.find_queue(index)?.lock()))
     }
 
     /// Locks the queue beside the one of this index, for a worker that has that one locked. It may
     /// be in use.
-    pub fn try_other_queue(&self, index: usize) -> Option<MutexGuard<'_, Queue<D>>> {
-        self.find_queue(1usize.checked_sub(index)?)?.try_lock()
+    pub fn try_other_queue(&self, index: usize) -> Option<QueueGuard<'_, D>> {
+        let queue = self.find_queue(1usize.checked_sub(index)?)?;
+        queue.try_lock().map(QueueGuard::<D>::new)
     }
 
     /// Whether somebody waits for what the worker has locked.
     pub fn is_waited_for(&self) -> bool {
-        self.lock_waiters.load(Relaxed) > 0 || self.fdinfo_readers.load(Relaxed) > 0
+        self.lock_waiters.load(Relaxed) > 0
     }
 
     /// Calls `f` with each queue locked in turn.
     pub(super) fn each_queue(&self, mut f: impl FnMut(&mut Queue<D>)) {
-        f(&mut self.lock_for_owner(&self.first));
-        f(&mut self.lock_for_owner(&self.second));
+        f(&mut self.lock_queue(&self.first));
+        f(&mut self.lock_queue(&self.second));
     }
 
     /// Whether `f` is true of each queue, locked in turn.
     fn all_queues(&self, mut f: impl FnMut(&Queue<D>) -> bool) -> bool {
-        f(&self.lock_for_owner(&self.first)) && f(&self.lock_for_owner(&self.second))
+        f(&self.lock_queue(&self.first)) && f(&self.lock_queue(&self.second))
     }
 
     /// Makes the current process the owner.
     ///
     /// Fails with [`EBUSY`] if there is one, with [`EPERM`] if the process has no address space, and
-    /// with [`ENOMEM`]. `state` is ours, locked.
+    /// with [`ENOMEM`]; with [`ERESTARTNOINTR`], which the caller does not see, if a signal came
+    /// first. `state` is ours, locked.
     pub fn set_owner(this: ArcBorrow<'_, Self>, state: &mut State<Self>) -> Result {
         if state.has_owner() {
             return Err(EBUSY);
         }
         let mm = ARef::from(current!().mm().ok_or(EPERM)?);
-        // Whatever the reason is that there is no thread to be had, this is what it is called.
-        let worker = Worker::new(this.into(), &mm, state.fork).map_err(|_| ENOMEM)?;
+        let worker = Worker::new(this.into(), &mm, state.fork).map_err(|err| match err {
+            // A signal was pending. It is handled, and the call is made again.
+            ERESTARTNOINTR => err,
+            // Whatever else the reason is, this is what it is called.
+            _ => ENOMEM,
+        })?;
         this.each_queue(|queue| queue.worker = Some(worker.clone()));
         state.owner = Some(Owner { mm, worker });
         Ok(())
@@ -227,14 +241,14 @@ impl<D: Driver> Device<D> {
 
     /// Stops the queues and the worker, and lets go of the owner and all that it set.
     fn stop(&self, state: &mut State<Self>) {
-        // Nothing makes the worker run a queue any more, and then it has run the last time.
+        // Nothing makes the worker run a queue any more, and a turn that is still to come finds no
+        // backend.
         let stop = |queue: &mut Queue<D>| {
             queue.kick_poll.as_mut().stop();
             queue.state.reset()
         };
-        let first = stop(&mut self.lock_for_owner(&self.first));
-        let second = stop(&mut self.lock_for_owner(&self.second));
-        state.flush();
+        let first = stop(&mut self.lock_queue(&self.first));
+        let second = stop(&mut self.lock_queue(&self.second));
         // With no queue locked, since it may wait.
         drop((first, second));
         self.each_queue(Queue::reset);
@@ -311,24 +325,25 @@ impl<D: Driver> Device<D> {
         })
     }
 
-    /// Forgets what the owner was to be told.
-    pub fn forget_misses(&self) {
-        self.misses.lock().clear();
+    /// Forgets what the owner was to be told of queue `index`.
+    pub fn forget_miss(&self, index: usize) {
+        self.misses.lock().forget(index);
     }
 
     /// The queue can't go on. If that is because of an address that the IOTLB does not know, it
-    /// can as soon as the owner has said what is there; for want of memory, it tries again, after
-    /// the others; if neither, something is wrong.
-    pub fn halt(&self, queue: &mut Queue<D>, fault: Fault) {
+    /// can as soon as the owner has said what is there; for want of memory, it can after a while,
+    /// and this returns true; if neither, the ring is broken, and the owner is told so.
+    pub fn halt(&self, queue: &mut Queue<D>, fault: Fault) -> bool {
         if fault.error == ENOMEM {
-            queue.run_again();
-            return;
+            return true;
         }
+        queue.halted = true;
         // The driver may mend it.
         queue.ring.forget_heads();
         if !self.report_miss(queue, fault) {
             queue.fault(fault);
         }
+        false
     }
 
     /// Tells the owner of the address that the IOTLB does not know. Returns false if there is
@@ -352,14 +367,6 @@ impl<D: Driver> Device<D> {
             !queue.is_running() || queue.mem_access_ok(mem, log)
         })
     }
-
-    /// Lets those who want to look at a queue have it for a moment, which a worker with much to do
-    /// would else never do.
-    fn let_fdinfo_readers_in(&self) {
-        if self.fdinfo_readers.load(Relaxed) > 0 {
-            fsleep(Delta::from_millis(2));
-        }
-    }
 }
 
 impl<D: Driver> Run for Device<D> {
@@ -367,8 +374,7 @@ impl<D: Driver> Run for Device<D> {
         for index in 0..QUEUES {
             let kicked = bits.has(WorkBits::kick(index));
             if kicked || bits.has(WorkBits::ready(index)) {
-                self.let_fdinfo_readers_in();
-                let waited_for = bits.flushes() > 0 || bits.has_after(index);
+                let waited_for = bits.has_after(index);
                 D::run(self, index, Cause { kicked, waited_for });
                 cond_resched();
             }

@@ -53,9 +53,8 @@ impl<D: Driver> Device<D> {
             uapi::SET_MEM_TABLE => self.set_mem_table(&mut state, arg),
             uapi::SET_LOG_BASE => self.set_log_base(arg),
             uapi::SET_LOG_FD => self.set_log_fd(&mut state, arg),
-            _ => return self.vring_ioctl(&state, cmd, arg),
+            _ => return self.vring_ioctl(cmd, arg),
         };
-        state.flush();
         D::flush(self);
         result
     }
@@ -135,7 +134,7 @@ impl<D: Driver> Device<D> {
         Ok(())
     }
 
-    fn vring_ioctl(&self, state: &State<Self>, cmd: u32, arg: Arg) -> Result {
+    fn vring_ioctl(&self, cmd: u32, arg: Arg) -> Result {
         let index: u32 = arg.read()?;
         let mut queue = self.queue(index as usize)?;
         match cmd {
@@ -143,14 +142,7 @@ impl<D: Driver> Device<D> {
             uapi::SET_VRING_ADDR => queue.set_addr(arg),
             uapi::SET_VRING_BASE => queue.set_base(arg),
             uapi::GET_VRING_BASE => queue.write_state(arg, u32::from(queue.ring.base())),
-            uapi::SET_VRING_KICK => {
-                let result = queue.set_kick(arg);
-                drop(queue);
-                if matches!(result, Ok(true)) {
-                    state.flush();
-                }
-                result.map(|_| ())
-            }
+            uapi::SET_VRING_KICK => queue.set_kick(arg),
             uapi::SET_VRING_CALL => {
                 queue.call = read_file(arg, EventFdCtx::from_fd)?;
                 Ok(())

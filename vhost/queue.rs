@@ -7,6 +7,10 @@
 #![forbid(unsafe_code)]
 
 use super::{
+    shown::{
+        Facts,
+        Shown, //
+    },
     stats::Stats,
     work::WorkBits, //
 };
@@ -40,8 +44,6 @@ use crate::{
 };
 use kernel::{
     prelude::*,
-    seq_file::SeqFile,
-    seq_print,
     sync::{
         Arc,
         Mutex, //
@@ -93,7 +95,13 @@ pub struct Queue<S: QueueState, W: Wake> {
     /// What the queue did.
     pub stats: Stats,
     /// Why the queue stopped last.
-    pub(super) last_fault: Option<Fault>,
+    last_fault: Option<Fault>,
+    /// The queue moves nothing until it is kicked, is told of an address, or is set up anew.
+    pub(super) halted: bool,
+    /// What others see.
+    shown: Arc<Shown>,
+    /// More of that than the statistics has changed.
+    pub(super) facts_changed: bool,
     pub(super) index: usize,
     /// Who runs it, once there is an owner.
     pub(super) worker: Option<Arc<W>>,
@@ -114,7 +122,7 @@ pub struct Queue<S: QueueState, W: Wake> {
 
 impl<S: QueueState, W: Wake> Queue<S, W> {
     /// A queue of a new device, with this number. Fails with [`ENOMEM`].
-    pub(super) fn new(index: usize, state: S) -> Result<Self> {
+    pub(super) fn new(index: usize, state: S, shown: Arc<Shown>) -> Result<Self> {
         Ok(Self {
             ring: Vring::new(CurrentMm)?,
             mem: None,
@@ -123,6 +131,9 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
             state,
             stats: Stats::default(),
             last_fault: None,
+            halted: false,
+            shown,
+            facts_changed: true,
             index,
             worker: None,
             kick: None,
@@ -143,6 +154,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
     pub(super) fn reset(&mut self) {
         self.kick_poll.as_mut().stop();
         self.last_fault = None;
+        self.halted = false;
         self.ring.reset();
         self.mem = None;
         self.iotlb = None;
@@ -204,6 +216,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
     pub fn fault(&mut self, fault: Fault) {
         self.stats.errors += 1;
         self.last_fault = Some(fault);
+        self.facts_changed = true;
         if let Some(err) = &self.err {
             err.signal();
         }
@@ -282,13 +295,32 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         }
     }
 
-    /// Prints the queue under this name, a key and a value a line.
-    pub(super) fn show(&self, name: &CStr, m: &SeqFile) {
-        let backend = self.state.backend().unwrap_or("none");
-        seq_print!(m, "{name}-size:\t{}\n", self.ring.num());
-        seq_print!(m, "{name}-backend:\t{backend}\n");
-        self.stats.show(name, m);
-        let fault = self.last_fault.map_or("none", |fault| fault.why);
-        seq_print!(m, "{name}-last-fault:\t{fault}\n");
+    /// Whether the queue moves nothing until it is kicked, is told of an address, or is set up anew.
+    pub fn is_halted(&self) -> bool {
+        self.halted
+    }
+
+    /// The queue begins a turn.
+    pub fn go_on(&mut self) {
+        self.halted = false;
+    }
+
+    /// Lets others see what the queue did, and if that has changed, what it is.
+    #[inline]
+    pub(super) fn show(&mut self) {
+        self.shown.set_stats(&self.stats);
+        if core::mem::take(&mut self.facts_changed) {
+            self.show_facts();
+        }
+    }
+
+    #[cold]
+    fn show_facts(&self) {
+        self.shown.set_facts(Facts {
+            features: self.features,
+            num: self.ring.num(),
+            backend: self.state.backend(),
+            fault: self.last_fault.map(|fault| fault.why),
+        });
     }
 }

@@ -195,22 +195,21 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         })
     }
 
-    /// Waits for kicks at another file. Returns whether there was one before, which the worker may
-    /// still be at.
-    pub(super) fn set_kick(&mut self, arg: Arg) -> Result<bool> {
+    /// Waits for kicks at another file.
+    pub(super) fn set_kick(&mut self, arg: Arg) -> Result {
         let kick = read_file(arg, EventFdFile::from_fd)?;
         let same = match (&kick, &self.kick) {
             (Some(new), Some(old)) => new.is_same(old),
             (new, old) => new.is_none() && old.is_none(),
         };
         if same {
-            return Ok(false);
+            return Ok(());
         }
         self.kick_poll.as_mut().stop();
-        let had = core::mem::replace(&mut self.kick, kick).is_some();
+        self.kick = kick;
         if let (Some(kick), Some(worker)) = (&self.kick, &self.worker) {
             self.kick_poll.as_mut().start(kick, worker.clone())?;
         }
-        Ok(had)
+        Ok(())
     }
 }

@@ -69,12 +69,4 @@ impl<R: Run> State<R> {
         }
     }
 
-    /// Waits until the worker has done all that it had to do before.
-    ///
-    /// The caller has no queue locked.
-    pub fn flush(&self) {
-        if let Some(owner) = &self.owner {
-            owner.worker.flush();
-        }
-    }
 }

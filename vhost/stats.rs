@@ -4,12 +4,6 @@
 
 #![forbid(unsafe_code)]
 
-use kernel::{
-    prelude::*,
-    seq_file::SeqFile,
-    seq_print, //
-};
-
 /// What a queue did. Printed in `fdinfo`; it only ever grows.
 #[derive(Default)]
 pub struct Stats {
@@ -25,16 +19,4 @@ pub struct Stats {
     pub calls_suppressed: u64,
     /// Packets that were lost, faults that stopped the queue, and writes that could not be logged.
     pub errors: u64,
-}
-
-impl Stats {
-    /// Prints them for the queue of this name.
-    pub fn show(&self, name: &CStr, m: &SeqFile) {
-        seq_print!(m, "{name}-packets:\t{}\n", self.packets);
-        seq_print!(m, "{name}-bytes:\t{}\n", self.bytes);
-        seq_print!(m, "{name}-kicks:\t{}\n", self.kicks);
-        seq_print!(m, "{name}-calls:\t{}\n", self.calls);
-        seq_print!(m, "{name}-calls-suppressed:\t{}\n", self.calls_suppressed);
-        seq_print!(m, "{name}-errors:\t{}\n", self.errors);
-    }
 }

@@ -33,7 +33,7 @@ pub trait Run: Send + Sync + 'static {
 
 /// What the thread of a [`Worker`] has.
 struct Runner<R: Run> {
-    set: Arc<WorkSet>,
+    set: WorkSet,
     target: Arc<R>,
 }
 
@@ -46,11 +46,6 @@ impl<R: Run> Work for Runner<R> {
 
     fn run(&self, bits: WorkBits) {
         self.target.run(bits);
-        self.set.done(bits);
-    }
-
-    fn killed(&self) {
-        self.set.kill();
     }
 }
 
@@ -73,7 +68,7 @@ impl<R: Run> Thread<R> {
 
 /// A thread that runs queues, named `vhost-PID` after the owner. Dropped, it ends.
 pub struct Worker<R: Run> {
-    set: Arc<WorkSet>,
+    runner: Arc<Runner<R>>,
     thread: Thread<R>,
 }
 
@@ -83,37 +78,26 @@ impl<R: Run> Worker<R> {
     ///
     /// Fails with [`ENOMEM`], and as the kernel does when it makes a thread.
     pub fn new(target: Arc<R>, mm: &MmWithUser, fork: bool) -> Result<Arc<Self>> {
-        let set = WorkSet::new()?;
-        let runner = Arc::new(
-            Runner {
-                set: set.clone(),
-                target,
-            },
-            GFP_KERNEL,
-        )?;
+        let set = WorkSet::new();
+        let runner = Arc::new(Runner { set, target }, GFP_KERNEL)?;
         let name = CString::try_from_fmt(fmt!("vhost-{}", current!().pid()))?;
         let thread = if fork {
-            Thread::Owner(VhostTask::spawn(runner, &name)?)
+            Thread::Owner(VhostTask::spawn(runner.clone(), &name)?)
         } else {
-            Thread::Kernel(Kthread::spawn(runner, &name, mm.into())?)
+            Thread::Kernel(Kthread::spawn(runner.clone(), &name, mm.into())?)
         };
-        Ok(Arc::new(Self { set, thread }, GFP_KERNEL)?)
+        Ok(Arc::new(Self { runner, thread }, GFP_KERNEL)?)
     }
 
     /// Whether there is something to do that was not begun.
     pub fn has_work(&self) -> bool {
-        self.set.has_work()
-    }
-
-    /// Waits until all work that was there before is done, or never will be.
-    pub fn flush(&self) {
-        self.set.flush(|| self.thread.wake());
+        self.runner.set.has_work()
     }
 }
 
 impl<R: Run> Wake for Worker<R> {
     fn wake(&self, bit: u32) {
-        if self.set.add(bit) {
+        if self.runner.set.add(bit) {
             self.thread.wake();
         }
     }

@@ -27,13 +27,14 @@ use kernel::prelude::*;
 /// there is no such queue, with [`EFAULT`] if the queue is not set up, and with [`ENOTSOCK`] if
 /// `fd` is no backend.
 pub fn set_backend(device: &Device, index: usize, fd: i32) -> Result {
+    // Locked until the end: what else the owner wants waits.
     let state = device.lock();
     state.check_owner()?;
     let mut guard = device.queue(index)?;
     let queue = &mut *guard;
     if fd == uapi::FILE_UNBIND {
-        // Whatever a queue waited for, the owner is about to change it.
-        device.forget_misses();
+        // Whatever the queue waited for, it has no use for it any more.
+        device.forget_miss(index);
     }
     if !queue.access_ok() {
         return Err(EFAULT);
@@ -65,8 +66,7 @@ pub fn set_backend(device: &Device, index: usize, fd: i32) -> Result {
     if let Some(zerocopy) = old.as_mut().and_then(|old| old.zerocopy.take()) {
         settle(device, index, zerocopy);
     }
-    // The worker may still be at the old one.
-    state.flush();
+    // No turn is at the old one: each looks for it anew under the queue's lock.
     drop(old);
     Ok(())
 }

@@ -22,6 +22,8 @@ pub enum Pause {
     NoBuffer,
     /// The backend has no packet, or takes none now.
     NotReady,
+    /// There was no memory for a packet.
+    NoMemory,
 }
 
 /// What a turn has moved.

@@ -10,6 +10,7 @@
 use super::net::{
     Device,
     Queue,
+    Worker,
     RX, //
 };
 use crate::{
@@ -43,7 +44,7 @@ pub struct BusyPoll<'a> {
     pub device: &'a Device,
     /// The IOTLB of the turn, locked.
     pub iotlb: Option<&'a Iotlb>,
-    /// Another queue or a flush waits until the turn is over.
+    /// Another queue waits until the turn is over.
     pub waited_for: bool,
 }
 
@@ -82,6 +83,7 @@ impl BusyPoll<'_> {
         };
         let both = other.state.backend.is_some()
             && other.is_set_up()
+            && !other.is_halted()
             && same_iotlb
             && self
                 .iotlb
@@ -91,10 +93,11 @@ impl BusyPoll<'_> {
             let _ = other.disable_kicks();
         }
 
+        let worker = queue.worker();
+        let worker = worker.as_deref();
         let mut interrupted = false;
         while !(has_work(queue) || both && has_work(&mut other)) {
-            interrupted =
-                self.device.is_waited_for() || queue.worker().is_some_and(|w| w.has_work());
+            interrupted = self.device.is_waited_for() || worker.is_some_and(Worker::has_work);
             if interrupted
                 || need_resched()
                 || current!().signal_pending()

@@ -51,6 +51,10 @@ pub struct NetQueue {
     pub logged: bool,
     /// Packets on their way to a tap. Empty between turns.
     pub batch: XdpBatch,
+    /// The bytes of these, without headers.
+    pub batch_bytes: u64,
+    /// How often a packet was tried again for want of memory, in turns without a success.
+    pub retries: u32,
     /// When busy polling began, if nothing was found since and it was interrupted.
     pub polling_since: Option<Instant<Monotonic>>,
 }
@@ -67,6 +71,8 @@ impl NetQueue {
             dirty: DirtyList::new()?,
             logged: false,
             batch: XdpBatch::new()?,
+            batch_bytes: 0,
+            retries: 0,
             polling_since: None,
         })
     }

@@ -15,8 +15,7 @@ use super::{
         BATCH, //
     },
     header,
-    net::Queue,
-    queue::NetQueue, //
+    net::Queue, //
 };
 use crate::{
     features::Features,
@@ -30,10 +29,11 @@ use crate::{
         Segments,
         MAX_SEGMENTS, //
     },
-    sys::uaccess::CurrentMm,
-    usermem::Segment,
+    sys::{
+        socket::Receiver,
+        uaccess::CurrentMm, //
+    },
     vring::{
-        Because,
         Fault,
         Take, //
     }, //
@@ -46,21 +46,14 @@ use kernel::prelude::*;
 #[inline(never)]
 pub fn receive(queue: &mut Queue, maps: &Maps, budget: &mut Budget) -> Result<Pause, Fault> {
     let log = queue.log();
+    // With an IOTLB, what knows where the log has them.
+    let mem = queue.mem.as_deref().filter(|_| queue.iotlb.is_some());
     let mergeable = queue.features.has(Features::MRG_RXBUF);
     let counted = mergeable || queue.features.has(Features::VERSION_1);
     let most = if mergeable { MAX_SEGMENTS } else { 1 };
-    let NetQueue {
-        backend,
-        own_header,
-        backend_header,
-        segments,
-        dirty,
-        logged,
-        ..
-    } = &mut queue.state;
-    let (ring, stats) = (&mut queue.ring, &mut queue.stats);
-    let (skip, endian) = (*own_header, ring.endian());
-    let Some(receiver) = backend.as_mut().and_then(|b| b.receiver.as_mut()) else {
+    let (ring, stats, state) = (&mut queue.ring, &mut queue.stats, &mut queue.state);
+    let (skip, endian) = (state.own_header, ring.endian());
+    let Some(receiver) = state.backend.as_mut().and_then(|b| b.receiver.as_mut()) else {
         return Ok(Pause::NotReady);
     };
     while ring.unpublished() < BATCH && !budget.is_spent() {
@@ -68,39 +61,44 @@ pub fn receive(queue: &mut Queue, maps: &Maps, budget: &mut Budget) -> Result<Pa
         if packet == 0 {
             return Ok(Pause::NotReady);
         }
-        let sock_len = packet + *backend_header;
+        let sock_len = packet + state.backend_header;
         let len = sock_len + skip;
 
-        segments.clear();
-        dirty.clear();
+        state.segments.clear();
+        state.dirty.clear();
         let mut take = ring.take();
-        let list = log.is_some().then_some(&mut *dirty);
-        let Some(room) = take_buffers(&mut take, maps, segments, list, len, most)? else {
+        let list = log.is_some().then_some(&mut state.dirty);
+        let Some(room) = take_buffers(&mut take, maps, &mut state.segments, list, len, most)? else {
             budget.spend_descriptors(take.descriptors());
             return Ok(Pause::NoBuffer);
         };
         budget.spend(len, take.descriptors());
-        let fits = room >= len;
-        if !fits {
+        let filled = if room < len {
             receiver.discard();
-        }
-        if !fits || receiver.receive(segments, skip, sock_len) != Ok(sock_len) {
-            // Too long, taken by another, or the buffers are not mapped: these are put back.
+            Err(EMSGSIZE)
+        } else {
+            let count = counted.then(|| endian.u16(take.chains()));
+            fill(receiver, &state.segments, skip, sock_len, count)
+        };
+        if !matches!(filled, Ok(()) | Err(EFAULT)) {
+            // It will never fit, or the backend has it no more. The buffers are put back.
             stats.errors += 1;
             continue;
         }
-        let count = counted.then(|| endian.u16(take.chains()));
-        write_header(segments.as_slice(), skip, count)?;
         if let Some(log) = log {
-            let mem = queue.mem.as_deref().filter(|_| queue.iotlb.is_some());
-            match mark(log, mem, segments, dirty, len) {
-                Ok(()) => *logged = true,
+            match mark(log, mem, &state.segments, &state.dirty, len) {
+                Ok(()) => state.logged = true,
                 Err(_) => stats.errors += 1,
             }
         }
+        if filled.is_ok() {
+            stats.packets += 1;
+            stats.bytes += packet as u64;
+        } else {
+            take.clear_written();
+            stats.errors += 1;
+        }
         take.complete();
-        stats.packets += 1;
-        stats.bytes += packet as u64;
     }
     Ok(Pause::Enough)
 }
@@ -133,17 +131,28 @@ fn take_buffers(
     Ok(Some(room))
 }
 
-/// Writes what the device makes of a header: the first `len` bytes, if it makes all of it, and the
-/// number of buffers in the ring's byte order, if it has that.
+/// Has the packet that comes next written to `segments`: `len` bytes behind their first `skip`, and
+/// there, or in the backend's header, what the device knows: `count`, the number of buffers in the
+/// ring's byte order.
 ///
-/// Fails with [`EFAULT`].
+/// Fails with [`EFAULT`] if the buffers can't be written; with [`EAGAIN`] if there is no packet of
+/// this length any more, or as [`Receiver::receive`]. In any case the packet is gone.
 #[inline(always)]
-fn write_header(segments: &[Segment], len: usize, count: Option<u16>) -> Result<(), Fault> {
-    if len > 0 {
-        header::write_empty(segments, len).because("a header can't be written")?;
+fn fill(
+    receiver: &mut Receiver,
+    segments: &Segments,
+    skip: usize,
+    len: usize,
+    count: Option<u16>,
+) -> Result {
+    if receiver.receive(segments, skip, len)? != len {
+        return Err(EAGAIN);
+    }
+    if skip > 0 {
+        header::write_empty(segments.as_slice(), skip)?;
     }
     if let Some(count) = count {
-        header::write_count(segments, count).because("the number of buffers can't be written")?;
+        header::write_count(segments.as_slice(), count)?;
     }
     Ok(())
 }

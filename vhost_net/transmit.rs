@@ -15,7 +15,8 @@ use super::{
     },
     header,
     net::Queue,
-    queue::NetQueue, //
+    queue::NetQueue,
+    verdict::Verdict, //
 };
 use crate::{
     features::Features,
@@ -26,11 +27,9 @@ use crate::{
     sys::{
         socket::Socket,
         uaccess::CurrentMm,
-        xdp::{
-            Layout,
-            XdpBatch, //
-        }, //
+        xdp::Layout, //
     },
+    vhost::Stats,
     vring::{
         Chain,
         Fault,
@@ -84,26 +83,42 @@ pub fn transmit(
     }
 }
 
-/// Sends what is in `batch`, and counts what is lost.
-pub fn send_batch(batch: &mut XdpBatch, sock: &Socket, errors: &mut u64) {
-    let count = batch.len();
-    if sock.send_batch(batch).is_err() {
+/// Sends the batch of `queue` to `sock`, and counts what is sent or lost.
+pub fn send_batch(queue: &mut NetQueue, stats: &mut Stats, sock: &Socket) {
+    let NetQueue {
+        batch, batch_bytes, ..
+    } = queue;
+    let (count, bytes) = (batch.len() as u64, core::mem::take(batch_bytes));
+    match sock.send_batch(batch) {
+        Ok(()) => {
+            stats.packets += count;
+            stats.bytes += bytes;
+        }
         // As on a wire that is cut: the packets are lost, the guest has its buffers back.
-        *errors += count as u64;
+        Err(_) => stats.errors += count,
     }
 }
 
-/// The length in bytes of a packet to transmit: what `segments` have, but for the first `skip`.
+/// Looks at a chain to transmit.
 ///
-/// Fails with [`EFAULT`] if the chain is not one to transmit.
+/// Returns the length in bytes of its packet, what `segments` have but for the first `skip`: 0 if
+/// it has no more than these. Fails with [`EFAULT`] if the chain is one to receive.
 #[inline(always)]
 fn packet_len(chain: &Chain, segments: &Segments, skip: usize) -> Result<usize, Fault> {
     if chain.writable > 0 {
         return Err(Fault::new(EFAULT, "a buffer to transmit is writable"));
     }
-    match segments.total().checked_sub(skip) {
-        None | Some(0) => Err(Fault::new(EFAULT, "a packet has no more than its header")),
-        Some(len) => Ok(len),
+    Ok(segments.total().saturating_sub(skip))
+}
+
+/// What to pause for after `err`, which came of a packet of `len` bytes; none if it is to be
+/// dropped. `retries` is the queue's.
+#[cold]
+fn pause_after(err: Error, len: usize, retries: &mut u32) -> Option<Pause> {
+    match Verdict::of(err, len, retries) {
+        Verdict::Drop => None,
+        Verdict::Wait => Some(Pause::NotReady),
+        Verdict::Retry => Some(Pause::NoMemory),
     }
 }
 
@@ -116,48 +131,44 @@ fn transmit_batch(
     layout: Layout,
     budget: &mut Budget,
 ) -> Result<Pause, Fault> {
-    let NetQueue {
-        own_header,
-        segments,
-        batch,
-        ..
-    } = &mut queue.state;
-    let (ring, stats) = (&mut queue.ring, &mut queue.stats);
-    let (skip, endian) = (*own_header, ring.endian());
+    let (ring, stats, state) = (&mut queue.ring, &mut queue.stats, &mut queue.state);
+    let (skip, endian) = (state.own_header, ring.endian());
 
     while ring.unpublished() < BATCH && !budget.is_spent() {
-        segments.clear();
+        state.segments.clear();
         let mut take = ring.take();
-        let Some(chain) = take.next_chain(maps, segments, None)? else {
+        let Some(chain) = take.next_chain(maps, &mut state.segments, None)? else {
             return Ok(Pause::NoBuffer);
         };
-        let len = packet_len(&chain, segments, skip)?;
-        let sent = match batch.push(layout, segments, skip) {
+        let len = packet_len(&chain, &state.segments, skip)?;
+        let bytes = len.saturating_sub(layout.header()) as u64;
+        let sent = match state.batch.push(layout, &state.segments, skip) {
             Ok(header) => match header::complete(header, len, endian) {
-                true => Ok(()),
+                true => {
+                    state.batch_bytes += bytes;
+                    Ok(())
+                }
                 false => {
-                    batch.pop();
+                    state.batch.pop();
                     Err(EINVAL)
                 }
             },
+            // Too long for a batch: by itself, behind those that came before.
             Err(ENOSPC) => {
-                // Too long for a batch: by itself, behind those that came before.
-                send_batch(batch, sock, &mut stats.errors);
-                sock.send(segments, skip, false).map(|_| ())
+                send_batch(state, stats, sock);
+                let sent = sock.send(&state.segments, skip, false);
+                sent.map(|_| {
+                    stats.packets += 1;
+                    stats.bytes += bytes;
+                })
             }
-            Err(EINVAL) => return Err(Fault::new(EFAULT, "a packet is shorter than its header")),
-            Err(EFAULT) => return Err(Fault::new(EFAULT, "a buffer to transmit can't be read")),
             Err(err) => Err(err),
         };
-        match sent {
-            Ok(()) => {
-                stats.packets += 1;
-                stats.bytes += len.saturating_sub(layout.header()) as u64;
+        if let Err(err) = sent {
+            if let Some(pause) = pause_after(err, len, &mut state.retries) {
+                return Ok(pause);
             }
-            // Given back to the ring, to be tried again.
-            Err(EAGAIN | ENOMEM | ENOBUFS) => return Ok(Pause::NotReady),
-            // What is wrong with it will not get better.
-            Err(_) => stats.errors += 1,
+            stats.errors += 1;
         }
         budget.spend(len, chain.descriptors);
         take.complete();
@@ -179,6 +190,7 @@ fn transmit_singly(
         own_header,
         backend_header,
         segments,
+        retries,
         ..
     } = &mut queue.state;
     let (ring, stats) = (&mut queue.ring, &mut queue.stats);
@@ -200,6 +212,7 @@ fn transmit_singly(
             zerocopy.wants(len, segments, body, take.num()) && sock.completes_ubufs()
         });
         let sent = match wanted {
+            _ if len == 0 => Err((EINVAL, take)),
             Some(zerocopy) => zerocopy.send(sock, take, segments, skip),
             None => {
                 let more = budget.has_bytes(len) && !take.is_last();
@@ -207,8 +220,8 @@ fn transmit_singly(
             }
         };
         if let Some((err, take)) = sent.err() {
-            if matches!(err, EAGAIN | ENOMEM | ENOBUFS) {
-                return Ok(Pause::NotReady);
+            if let Some(pause) = pause_after(err, len, retries) {
+                return Ok(pause);
             }
             stats.errors += 1;
             take.complete();

@@ -39,25 +39,31 @@ use crate::{
 };
 use kernel::prelude::*;
 
+/// How long the worker rests, in milliseconds, where the ring itself needs memory.
+const REST: u32 = 10;
+
 /// Moves packets through a queue, until there are no more or the queue's turn is over. `waited_for`
-/// says that another queue or a flush waits until it is.
-pub fn turn(device: &Device, queue: &mut Queue, waited_for: bool) {
+/// says that another queue waits until it is.
+///
+/// Returns for how many milliseconds the worker is to rest, for want of memory. The queue runs
+/// again after that.
+pub fn turn(device: &Device, queue: &mut Queue, waited_for: bool) -> u32 {
     let Some(mem) = queue.mem.clone() else {
-        return;
+        return 0;
     };
     let Some(sock) = queue.state.backend.as_ref().map(|b| b.sock.clone()) else {
-        return;
+        return 0;
     };
     if !queue.is_set_up() {
-        return;
+        return 0;
     }
+    queue.go_on();
     let iotlb = queue.iotlb.clone();
     let iotlb = iotlb.as_ref().map(|iotlb| iotlb.lock());
     let mut maps = mem.maps();
     if let Some(iotlb) = &iotlb {
         if let Err(fault) = queue.ring.find(iotlb) {
-            device.halt(queue, fault);
-            return;
+            return rest_after(device, queue, fault);
         }
         maps = iotlb.maps();
     }
@@ -69,9 +75,21 @@ pub fn turn(device: &Device, queue: &mut Queue, waited_for: bool) {
     let moved = move_packets(queue, maps, &sock, &busy_poll);
     // Also after a fault: what was moved before it is done.
     let finished = finish(queue, &sock);
-    if let Err(fault) = moved.and(finished) {
-        device.halt(queue, fault);
+    match (moved, finished) {
+        (Ok(rest), Ok(())) => rest,
+        (Err(fault), _) | (_, Err(fault)) => rest_after(device, queue, fault),
     }
+}
+
+/// Halts the queue, unless that was for want of memory; then it runs again. Returns how long the
+/// worker is to rest before that.
+#[cold]
+fn rest_after(device: &Device, queue: &mut Queue, fault: Fault) -> u32 {
+    if !device.halt(queue, fault) {
+        return 0;
+    }
+    queue.run_again();
+    REST
 }
 
 fn move_packets(
@@ -79,7 +97,7 @@ fn move_packets(
     maps: &Maps,
     sock: &Socket,
     busy_poll: &BusyPoll<'_>,
-) -> Result<(), Fault> {
+) -> Result<u32, Fault> {
     queue.state.poll.as_mut().stop();
     queue.disable_kicks()?;
 
@@ -97,6 +115,11 @@ fn move_packets(
             continue;
         }
         finish(queue, sock)?;
+        if matches!(pause, Pause::NoMemory) {
+            queue.run_again();
+            return Ok(1 << queue.state.retries);
+        }
+        queue.state.retries = 0;
         // Each queue polls the side that packets come from: the guest, or the socket.
         let polled = match (queue.index(), pause) {
             (RX, Pause::NotReady) | (TX, Pause::NoBuffer) => {
@@ -108,13 +131,13 @@ fn move_packets(
             Polled::Found => {}
             Polled::Interrupted => break,
             Polled::TimedOut if wake_by(queue, sock, pause)? => {}
-            Polled::TimedOut => return Ok(()),
+            Polled::TimedOut => return Ok(0),
         }
         // A guest that makes one buffer available at a time can't keep the worker.
         budget.spend(0, 0);
     }
     queue.run_again();
-    Ok(())
+    Ok(0)
 }
 
 /// Has the queue run when the side that `pause` is about has something. Returns whether it has it
@@ -134,7 +157,7 @@ fn wake_by(queue: &mut Queue, sock: &Socket, pause: Pause) -> Result<bool, Fault
 ///
 /// Fails as [`Queue::publish`].
 fn finish(queue: &mut Queue, sock: &Socket) -> Result<(), Fault> {
-    send_batch(&mut queue.state.batch, sock, &mut queue.stats.errors);
+    send_batch(&mut queue.state, &mut queue.stats, sock);
     if core::mem::take(&mut queue.state.logged) {
         queue.signal_log();
     }

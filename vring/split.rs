@@ -304,6 +304,11 @@ impl Split {
         self.taken.set_written(len);
     }
 
+    /// Says that nothing was written to the packet that began at `mark`.
+    pub(super) fn clear_written(&mut self, mark: &Mark) {
+        self.taken.clear_written(mark.taken);
+    }
+
     /// Completes the packet that began at `mark`, of so many chains.
     #[inline(always)]
     pub(super) fn complete(&mut self, mark: &Mark, chains: u16) {

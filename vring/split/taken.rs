@@ -128,6 +128,13 @@ impl Taken {
         }
     }
 
+    /// Says that nothing was written to the chains behind the first `len` entries.
+    pub(super) fn clear_written(&mut self, len: usize) {
+        for elem in self.elems.iter_mut().skip(len) {
+            elem.len = 0;
+        }
+    }
+
     /// The number of entries: what [`Self::truncate`] and [`Self::merge`] go back to.
     #[inline(always)]
     pub(super) fn len(&self) -> usize {
