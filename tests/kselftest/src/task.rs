@@ -41,8 +41,10 @@ impl Child {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: i32) {
-        // SAFETY: a child that was not waited for, or nobody.
-        unsafe { libc::kill(self.pid, signal) };
+        if !self.ended {
+            // SAFETY: a child that was not waited for.
+            unsafe { libc::kill(self.pid, signal) };
+        }
     }
 
     /// Its status when it has ended, stopped or goes on; nothing if that does not happen within `limit`.
