@@ -79,19 +79,37 @@ impl Group {
         Ok(Duration::from_micros(us))
     }
 
-    /// Freezes what is in it, or lets it go on. Returns how long that took, or nothing if it did not come to that within
-    /// `limit`.
-    pub fn freeze(&self, on: bool, limit: Duration) -> Res<Option<Duration>> {
-        let begin = Instant::now();
-        self.set("cgroup.freeze", if on { "1" } else { "0" })?;
-        while self.number("cgroup.events", "frozen ")? != u64::from(on) {
-            if begin.elapsed() > limit {
-                return Ok(None);
-            }
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        Ok(Some(begin.elapsed()))
+    /// Freezes what is in it. Returns how long that took, or nothing if it did not come to that within `limit`.
+    ///
+    /// A group that has a kernel thread in it never counts as frozen ("isn't supported", says kernel/cgroup/freezer.c): then
+    /// the threads of `pid` are looked at.
+    pub fn freeze(&self, kernel_thread: Option<i32>, limit: Duration) -> Res<Option<Duration>> {
+        self.set("cgroup.freeze", "1")?;
+        wait(limit, || match kernel_thread {
+            Some(pid) => Ok(crate::task::all_frozen(pid)),
+            None => Ok(self.number("cgroup.events", "frozen ")? == 1),
+        })
     }
+
+    /// Lets it go on.
+    pub fn thaw(&self) -> Res {
+        self.set("cgroup.freeze", "0")?;
+        let limit = crate::patience();
+        let thawed = wait(limit, || Ok(self.number("cgroup.events", "frozen ")? == 0))?;
+        check!(thawed.is_some(), "not thawed in {limit:?}");
+        Ok(())
+    }
+}
+
+fn wait(limit: Duration, mut done: impl FnMut() -> Res<bool>) -> Res<Option<Duration>> {
+    let begin = Instant::now();
+    while !done()? {
+        if begin.elapsed() > limit {
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(Some(begin.elapsed()))
 }
 
 impl Drop for Group {

@@ -115,6 +115,15 @@ pub fn sleeps(thread: &Path) -> Res<u64> {
     Ok(count.ok_or(Fail("no switches".into()))?.parse()?)
 }
 
+/// Are all threads of a process where the freezer has them?
+pub fn all_frozen(pid: i32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter();
+    tasks.flatten().flatten().all(|t| {
+        let wchan = read_to_string(t.path().join("wchan")).unwrap_or_default();
+        wchan == "do_freezer_trap"
+    })
+}
+
 /// What the threads of a process do, for a message.
 pub fn states(pid: i32) -> String {
     let mut v = vec![];

@@ -512,14 +512,13 @@ fn freezes(kernel_thread: bool, calls: &[Call]) -> Res {
         );
         // Any moment of a call.
         std::thread::sleep(Duration::from_micros(n * 37 % 1000));
-        let Some(time) = group.freeze(true, AT_ONCE)? else {
+        let Some(time) = group.freeze(kernel_thread.then_some(child.pid), AT_ONCE)? else {
             let states = states(child.pid);
-            group.freeze(false, AT_ONCE)?;
+            group.thaw()?;
             bail!("freeze {n} did not end in {AT_ONCE:?}: {states}");
         };
         worst = worst.max(time);
-        let thawed = group.freeze(false, AT_ONCE)?;
-        check!(thawed.is_some(), "thaw {n} did not end in {AT_ONCE:?}");
+        group.thaw()?;
     }
     println!("# 100 freezes, each in {worst:?} or less");
     Ok(())
@@ -990,12 +989,11 @@ fn frozen(kernel_thread: bool) -> Res {
     let_go(&g)?;
     under_traffic(&mut g, || {
         for n in 0..20 {
-            let frozen = group.freeze(true, AT_ONCE)?;
+            let frozen = group.freeze(kernel_thread.then_some(vmm.child.pid), AT_ONCE)?;
             std::thread::sleep(Duration::from_millis(n * 7 % 30));
             let states = states(vmm.child.pid);
-            let thawed = group.freeze(false, AT_ONCE)?;
+            group.thaw()?;
             check!(frozen.is_some(), "freeze {n} did not end: {states}");
-            check!(thawed.is_some(), "thaw {n} did not end");
             vmm.ask(order::PING)?;
         }
         Ok(())
