@@ -66,21 +66,21 @@ clean-files += sys/bindings_generated.rs sys/helpers.bc
 else
 # The user's half: `make help` lists the commands.
 
-VM_KERNEL ?= base
-export VM_KERNEL
+# Not given, it is what each command has for its own: the demo and the benchmark Debian's kernel, the others ours.
+KERNEL := $(or $(VM_KERNEL),base)
 
 # KDIR is the build folder of the kernel to build for. The toolchain is the one that built our own kernel; for another
 # kernel say it yourself, as in KDIR=... TOOLCHAIN='LLVM=1'.
 ifeq ($(origin KDIR),undefined)
 # Not every make gives $(shell) the variables that it exports.
-KDIR = $(shell VM_KERNEL=$(VM_KERNEL) scripts/kernel --print)
-TOOLCHAIN ?= $(shell VM_KERNEL=$(VM_KERNEL) scripts/toolchain)
+KDIR = $(shell VM_KERNEL=$(KERNEL) scripts/kernel --print)
+TOOLCHAIN ?= $(shell VM_KERNEL=$(KERNEL) scripts/toolchain)
 # For Debian's kernels its own compilers are used, where they are installed.
-RUN := $(if $(filter debian%,$(VM_KERNEL)),scripts/in-debian)
+RUN := $(if $(filter debian%,$(KERNEL)),VM_KERNEL=$(KERNEL) scripts/in-debian)
 endif
 # VM_KUNIT=1: the module with its KUnit suites, in a folder of its own.
 KUNIT := $(if $(VM_KUNIT),CONFIG_VHOST_NET_RUST_KUNIT_TEST=y)
-OUT := $(CURDIR)/build/$(VM_KERNEL)$(if $(VM_KUNIT),-kunit)
+OUT := $(CURDIR)/build/$(KERNEL)$(if $(VM_KUNIT),-kunit)
 BASE := $(filter base,$(notdir $(OUT)))
 
 .PHONY: modules

@@ -21,7 +21,7 @@ debian_identity() {
 }
 
 debian_is_ready() {
-    [ "$(head -n 1 "$stamp" 2>/dev/null)" = "$(debian_identity)" ] && [ -z "$(missing_packages)" ] && has_virtme
+    [ "$(cat "$stamp" 2>/dev/null)" = "$(debian_identity)" ] && [ -z "$(missing_packages)" ] && has_virtme
 }
 
 # The root's packages are Debian's, from the mirror and with the settings that the user's apt has.
@@ -72,6 +72,7 @@ step_metadata() {
     local pid status=0
     # Another flavour's root may lack this one's headers.
     in_debian sh -c 'dpkg-query -W "$@" >/dev/null 2>&1' - "${debian_tools[@]}" || debian_install "${debian_tools[@]}"
+    debian_release >"$kdir.release"
     in_debian nice dkms/prepare-kernel "$(debian_release)" "$kdir" 2>"$kdir.reason" &
     pid=$!
     # Not before the other is over, whatever becomes of this.
@@ -89,8 +90,11 @@ step_metadata() {
 
 # The modules that the root's file system and the console need, for Debian's kernel has none of them built in.
 step_initramfs() {
-    "$root/tests/vm/make-initramfs" "$debian_root" "$(debian_release)" "$root/tests/vm/root-init" \
-        "$kdir/.vhost-net-initramfs" 9p 9pnet_virtio virtio_console
+    local work
+    work=$(mktemp -d)
+    install "$root/tests/vm/root-init" "$work/init"
+    "$root/tests/vm/make-initramfs" "$work" "$kdir/.vhost-net-initramfs" 9p 9pnet_virtio virtio_console
+    rm -rf "$work"
 }
 
 debian_main() {
@@ -102,7 +106,7 @@ debian_main() {
         return
     fi
     if debian_is_ready; then
-        echo "Debian's kernel $(sed -n 2p "$stamp") is ready in $kdir" >&2
+        echo "Debian's kernel $(cat "$kdir.release") is ready in $kdir" >&2
         return
     fi
     mkdir -p "$cache/debian"
@@ -119,10 +123,7 @@ debian_main() {
     rm -f "$stamp"
     step "make the kernel's Rust metadata, and install the kernel" step_metadata
     step 'make an initramfs' step_initramfs
-    {
-        debian_identity
-        debian_release
-    } >"$stamp.part"
+    debian_identity >"$stamp.part"
     mv "$stamp.part" "$stamp"
-    echo "Debian's kernel $(sed -n 2p "$stamp") is ready in $kdir" >&2
+    echo "Debian's kernel $(cat "$kdir.release") is ready in $kdir" >&2
 }

@@ -23,7 +23,7 @@ kdir=$cache/build/$flavour     # the kernel's build folder, KDIR of the module
 kimage=$kdir/arch/x86/boot/bzImage
 kmodules=$kdir # where the kernel's own modules are, compressed or not
 if [ -n "$debian_root" ]; then
-    release=$(sed -n 2p "$kdir/.vhost-net-stamp" 2>/dev/null || true)
+    release=$(cat "$kdir.release" 2>/dev/null || true)
     kimage=$debian_root/boot/vmlinuz-$release
     kmodules=$debian_root/lib/modules/$release/kernel
 fi
