@@ -126,6 +126,19 @@ bench-quick:
 bench-plot:
 	@tests/bench/run --plot
 
+# The package for Debian: the sources, which DKMS builds where it is installed.
+.PHONY: deb
+deb:
+	@scripts/deb
+
+# The same without a package, for one kernel: RELEASE is as `uname -r` prints it.
+RELEASE ?= $(shell uname -r)
+.PHONY: install uninstall
+install:
+	@dkms/install '$(RELEASE)'
+uninstall:
+	@dkms/install --remove '$(RELEASE)'
+
 .PHONY: clean
 clean:
 	rm -rf build vhost_net.ko tests/*/target

@@ -797,7 +797,7 @@ impl<D: Driver> State<D> {
             log_event: None,
             // Without the option to choose, it is one of the owner's.
             fork: cfg!(not(CONFIG_VHOST_ENABLE_FORK_OWNER_CONTROL))
-                || crate::module_parameters::fork_from_owner_default.value(),
+                || crate::parameters::fork_from_owner_default(),
         }
     }
 
@@ -1002,7 +1002,7 @@ impl<D: Driver> Device<D> {
     }
 
     fn new_iotlb() -> Result<Arc<Mutex<Iotlb>>> {
-        let limit = crate::module_parameters::max_iotlb_entries.value();
+        let limit = crate::parameters::max_iotlb_entries();
         let limit = usize::try_from(limit).ok().filter(|&limit| limit > 0);
         let iotlb = Iotlb::new(limit.ok_or(EINVAL)?);
         Arc::pin_init(new_mutex!(iotlb, "vhost_iotlb"), GFP_KERNEL)
@@ -1123,10 +1123,10 @@ impl<D: Driver> Device<D> {
         if header.padding != 0 {
             return Err(EOPNOTSUPP);
         }
-        if header.nregions > u32::from(crate::module_parameters::max_mem_regions.value()) {
+        if header.nregions > u32::from(crate::parameters::max_mem_regions()) {
             return Err(E2BIG);
         }
-        if crate::module_parameters::max_iotlb_entries.value() <= 0 {
+        if crate::parameters::max_iotlb_entries() <= 0 {
             return Err(EINVAL);
         }
         let count = header.nregions as usize;

@@ -186,7 +186,7 @@ impl Backend {
     ///
     /// Fails as [`ZeroCopy::new`].
     fn enable_zerocopy(&mut self, queue: &Queue<Net>) -> Result {
-        let enabled = crate::module_parameters::experimental_zcopytx.value() != 0;
+        let enabled = crate::parameters::experimental_zcopytx();
         if enabled && queue.index() == TX && self.sock.has_zerocopy() {
             self.zerocopy = Some(ZeroCopy::new(queue)?);
         }

@@ -218,6 +218,20 @@ pub fn load(file: &Path, parameters: &str) -> Res {
     Ok(())
 }
 
+/// A module's file, which is where that of vhost_net is.
+pub fn beside(name: &str) -> PathBuf {
+    let path = std::env::var("VHOST_MODULE_PATH").unwrap_or_default();
+    Path::new(&path).with_file_name(name)
+}
+
+/// Unloads a module that may be there.
+pub fn without(name: &str) -> Res {
+    match Path::new("/sys/module").join(name).exists() {
+        true => unload(name),
+        false => Ok(()),
+    }
+}
+
 /// Loads vhost_net again, with parameters.
 pub fn reload(parameters: &str) -> Res {
     let path = std::env::var("VHOST_MODULE_PATH");
