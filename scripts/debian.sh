@@ -65,7 +65,8 @@ in_debian() {
 
 debian_install() {
     cp -L /etc/resolv.conf /etc/hosts "$debian_root/etc/"
-    in_debian apt-get -y install "$@"
+    # The package lists are those of the day when the root was made.
+    in_debian apt-get -y install "$@" || { in_debian apt-get update && in_debian apt-get -y install "$@"; }
 }
 
 step_metadata() {
