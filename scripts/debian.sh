@@ -1,4 +1,4 @@
-# shellcheck shell=bash  # sourced by scripts/kernel
+# shellcheck shell=bash disable=SC2034  # sourced by scripts/kernel, whose functions use these variables
 # Debian's own kernels, for VM_KERNEL=debian and the like: a root of that Debian in the cache, with the kernel and its
 # compilers as apt installs them, and in the build folder what a Rust module needs beyond the header packages.
 #

@@ -21,10 +21,12 @@ esac
 linux=$cache/linux             # the kernel's source, one tree for all flavours
 kdir=$cache/build/$flavour     # the kernel's build folder, KDIR of the module
 kimage=$kdir/arch/x86/boot/bzImage
+kconfig=$kdir/.config # what the kernel was made of
 kmodules=$kdir # where the kernel's own modules are, compressed or not
 if [ -n "$debian_root" ]; then
     release=$(cat "$kdir.release" 2>/dev/null || true)
     kimage=$debian_root/boot/vmlinuz-$release
+    kconfig=$debian_root/boot/config-$release
     kmodules=$debian_root/lib/modules/$release/kernel
 fi
 module_out=$root/build/$flavour${VM_KUNIT:+-kunit} # the module's build folder

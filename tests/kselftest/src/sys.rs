@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::Fail;
 use crate::Res;
 
 const fn ioc(dir: u64, nr: u64, size: usize) -> u64 {
@@ -250,6 +251,15 @@ pub fn on_c() -> bool {
 /// Is it the debug kernel that runs?
 pub fn on_debug_kernel() -> bool {
     std::env::var("VM_KERNEL").as_deref() == Ok("debug")
+}
+
+/// Was the kernel built with this option, or has it as a module?
+pub fn configured(option: &str) -> Res<bool> {
+    let path = std::env::var("VM_CONFIG").map_err(|_| Fail("VM_CONFIG is not set".into()))?;
+    let text = std::fs::read_to_string(path)?;
+    Ok([format!("{option}=y"), format!("{option}=m")]
+        .iter()
+        .any(|line| text.lines().any(|l| l == line)))
 }
 
 /// The names of this process's threads.
