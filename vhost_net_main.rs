@@ -29,6 +29,9 @@ module! {
     alias: ["devname:vhost-net", "char-major-10-238"],
 }
 
+// DKMS puts no module in the place of the C driver's, whose version is 0.0.1, that is not newer.
+sys::moduleparam::module_info!("vhost_net"; "version=0.1");
+
 /// The parameters of this module.
 mod own_parameters {
     crate::sys::moduleparam::module_params! {

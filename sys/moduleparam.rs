@@ -104,6 +104,25 @@ pub const fn bytes<const N: usize>(text: &str) -> [u8; N] {
     bytes
 }
 
+/// Text that the module's file has about it, as C's `MODULE_INFO()`.
+macro_rules! module_info {
+    ($module:literal; $($text:tt)*) => {
+        const _: () = {
+            // A driver that is built in has its name before all.
+            const TEXT: &str = if cfg!(MODULE) {
+                concat!($($text)*, "\0")
+            } else {
+                concat!($module, ".", $($text)*, "\0")
+            };
+
+            #[link_section = ".modinfo"]
+            #[used(compiler)]
+            static INFO: [u8; TEXT.len()] = $crate::sys::moduleparam::bytes(TEXT);
+        };
+    };
+}
+pub(crate) use module_info;
+
 /// Makes parameters of this module: a static [`Value`] each, with its name in `/sys/module`.
 macro_rules! module_params {
     ($module:literal; $($name:ident: $type:ident = $default:expr, $description:literal;)*) => {$(
@@ -114,28 +133,15 @@ macro_rules! module_params {
 
         const _: () = {
             use $crate::sys::moduleparam::{
-                bytes,
+                module_info,
                 module_params,
                 KernelParam, //
             };
 
-            // A driver that is built in has its name before all.
             const NAME: &str = if cfg!(MODULE) {
                 concat!(stringify!($name), "\0")
             } else {
                 concat!($module, ".", stringify!($name), "\0")
-            };
-            const TYPE: &str = if cfg!(MODULE) {
-                concat!("parmtype=", stringify!($name), ":", module_params!(@type $type), "\0")
-            } else {
-                concat!(
-                    $module, ".parmtype=", stringify!($name), ":", module_params!(@type $type), "\0"
-                )
-            };
-            const DESCRIPTION: &str = if cfg!(MODULE) {
-                concat!("parm=", stringify!($name), ":", $description, "\0")
-            } else {
-                concat!($module, ".parm=", stringify!($name), ":", $description, "\0")
             };
 
             #[link_section = "__param"]
@@ -147,12 +153,8 @@ macro_rules! module_params {
                 },
                 &$name,
             );
-            #[link_section = ".modinfo"]
-            #[used(compiler)]
-            static PARMTYPE: [u8; TYPE.len()] = bytes(TYPE);
-            #[link_section = ".modinfo"]
-            #[used(compiler)]
-            static PARM: [u8; DESCRIPTION.len()] = bytes(DESCRIPTION);
+            module_info!($module; "parmtype=", stringify!($name), ":", module_params!(@type $type));
+            module_info!($module; "parm=", stringify!($name), ":", $description);
         };
     )*};
     (@type u16) => { "ushort" };
