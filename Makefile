@@ -9,6 +9,16 @@ vhost_net-y := vhost_net_main.o
 # Out of tree the kernel's configuration does not have the option.
 rustflags-$(CONFIG_VHOST_NET_RUST_KUNIT_TEST) += --cfg CONFIG_VHOST_NET_RUST_KUNIT_TEST
 
+# Bindgen has a C compiler of its own, libclang, which does not know some of gcc's options. Which ones the kernel's own
+# bindings leave out, and what the target is called, is said in the kernel's rust/Makefile.
+vhost_bindgen_c_flags = $(filter-out $(CC_FLAGS_LTO) -Wp$(comma)%, $(c_flags))
+ifndef CONFIG_CC_IS_CLANG
+vhost_skip_c_flags := $(shell sed -n '/^bindgen_skip_c_flags :=/,/[^\\]$$/ { s/.*:=//; s/\\$$//; p }' $(srctree)/rust/Makefile)
+vhost_bindgen_target := $(firstword $(shell sed -n 's/^BINDGEN_TARGET_$(SRCARCH)[[:space:]]*:=//p' $(srctree)/rust/Makefile))
+vhost_bindgen_c_flags = $(filter-out $(CC_FLAGS_LTO) -Wp$(comma)% $(vhost_skip_c_flags), $(c_flags)) \
+	--target=$(vhost_bindgen_target)
+endif
+
 # Bindings for what the kernel crate does not bind, and for the helpers.
 targets += sys/bindings_generated.rs
 export VHOST_NET_BINDINGS := $(abspath $(obj)/sys/bindings_generated.rs)
@@ -19,7 +29,7 @@ quiet_cmd_vhost_bindgen = BINDGEN $@
 		--rust-target 1.85 --use-core --with-derive-default --ctypes-prefix ffi \
 		--no-layout-tests --no-doc-comments --no-debug '.*' \
 		--enable-function-attribute-detection -o $@ -- \
-		$(filter-out $(CC_FLAGS_LTO) -Wp$(comma)%, $(c_flags)) -Wp,-MMD,$(depfile) \
+		$(vhost_bindgen_c_flags) -Wp,-MMD,$(depfile) \
 		-fno-builtin -D__BINDGEN__ -DMODULE -w; \
 	sed -Ei -e 's/pub const RUST_CONST_HELPER_([a-zA-Z0-9_]*)/pub const \1/' \
 		-e 's/pub fn rust_helper_([a-zA-Z0-9_]*)/\#[link_name = "rust_helper_\1"]\n    pub fn \1/' $@
@@ -56,25 +66,27 @@ clean-files += sys/bindings_generated.rs sys/helpers.bc
 else
 # The user's half: `make help` lists the commands.
 
-VM_KERNEL ?= base
-export VM_KERNEL
+# Not given, it is what each command has for its own: the demo and the benchmark Debian's kernel, the others ours.
+KERNEL := $(or $(VM_KERNEL),base)
 
 # KDIR is the build folder of the kernel to build for. The toolchain is the one that built our own kernel; for another
 # kernel say it yourself, as in KDIR=... TOOLCHAIN='LLVM=1'.
 ifeq ($(origin KDIR),undefined)
 # Not every make gives $(shell) the variables that it exports.
-KDIR = $(shell VM_KERNEL=$(VM_KERNEL) scripts/kernel --print)
-TOOLCHAIN ?= $(shell scripts/toolchain)
+KDIR = $(shell VM_KERNEL=$(KERNEL) scripts/kernel --print)
+TOOLCHAIN ?= $(shell VM_KERNEL=$(KERNEL) scripts/toolchain)
+# For Debian's kernels its own compilers are used, where they are installed.
+RUN := $(if $(filter debian%,$(KERNEL)),VM_KERNEL=$(KERNEL) scripts/in-debian)
 endif
 # VM_KUNIT=1: the module with its KUnit suites, in a folder of its own.
 KUNIT := $(if $(VM_KUNIT),CONFIG_VHOST_NET_RUST_KUNIT_TEST=y)
-OUT := $(CURDIR)/build/$(VM_KERNEL)$(if $(VM_KUNIT),-kunit)
+OUT := $(CURDIR)/build/$(KERNEL)$(if $(VM_KUNIT),-kunit)
 BASE := $(filter base,$(notdir $(OUT)))
 
 .PHONY: modules
 modules:
 	@[ -n "$(KDIR)" ] || exit 1
-	$(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(OUT) CONFIG_VHOST_NET_RUST=m $(KUNIT) $(TOOLCHAIN) modules
+	$(RUN) $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(OUT) CONFIG_VHOST_NET_RUST=m $(KUNIT) $(TOOLCHAIN) modules
 	@$(if $(BASE),cp $(OUT)/vhost_net.ko vhost_net.ko)
 	@echo "The module is $(if $(BASE),vhost_net.ko,$(OUT)/vhost_net.ko)"
 
@@ -113,6 +125,19 @@ bench-quick:
 	@tests/bench/run --quick
 bench-plot:
 	@tests/bench/run --plot
+
+# The package for Debian: the sources, which DKMS builds where it is installed.
+.PHONY: deb
+deb:
+	@scripts/deb
+
+# The same without a package, for one kernel: RELEASE is as `uname -r` prints it.
+RELEASE ?= $(shell uname -r)
+.PHONY: install uninstall
+install:
+	@dkms/install '$(RELEASE)'
+uninstall:
+	@dkms/install --remove '$(RELEASE)'
 
 .PHONY: clean
 clean:

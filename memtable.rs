@@ -74,9 +74,12 @@ impl MemTable {
             if last < first {
                 return Err(EFAULT);
             }
+            // Owners name their regions in order, so that each goes to the end.
             let mut add = |first, last, user| -> Result {
+                let index = maps.list.partition_point(|map| map.first <= first);
+                maps.list.reserve(1, GFP_KERNEL)?;
                 let map = maps.map(first, last, user, READ_WRITE);
-                Ok(maps.list.push(map, GFP_KERNEL)?)
+                Ok(maps.list.insert_within_capacity(index, map)?)
             };
             if first == 0 && last == u64::MAX {
                 // The size of this one is no `u64`.
@@ -87,8 +90,7 @@ impl MemTable {
                 add(first, last, region.user)?;
             }
         }
-        maps.list.sort_unstable_by_key(|map| (map.first, map.age));
-        // INVARIANT: Sorted now, and `last < first` was refused.
+        // INVARIANT: Each was put behind those that start no later, and `last < first` was refused.
         maps.link(0, usize::MAX);
         Ok(Self(maps))
     }

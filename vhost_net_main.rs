@@ -8,6 +8,7 @@
 mod features;
 mod log;
 mod memtable;
+mod parameters;
 mod sys;
 mod uapi;
 mod usermem;
@@ -24,24 +25,24 @@ module! {
     description: "Host kernel accelerator for virtio net, in Rust",
     license: "GPL",
     alias: ["devname:vhost-net", "char-major-10-238"],
-    params: {
-        max_mem_regions: u16 {
-            default: 64,
-            description: "Maximum number of memory regions in memory map. (default: 64)",
-        },
-        max_iotlb_entries: i32 {
-            default: 2048,
-            description: "Maximum number of iotlb entries. (default: 2048)",
-        },
-        fork_from_owner_default: bool {
-            default: true,
-            description: "Set task mode as the default (default: Y)",
-        },
-        experimental_zcopytx: i32 {
-            default: 0,
-            description: "Enable Zero Copy TX; 1 - Enable; 0 - Disable",
-        },
-    },
+}
+
+// DKMS puts no module in the place of the C driver's, whose version is 0.0.1, that is not newer.
+sys::moduleparam::module_info!("vhost_net"; "version=0.1");
+
+/// The parameters of this module.
+mod own_parameters {
+    crate::sys::moduleparam::module_params! {
+        "vhost_net";
+        max_mem_regions: u16 = 64,
+            "Maximum number of memory regions in memory map. (default: 64)";
+        max_iotlb_entries: i32 = 2048,
+            "Maximum number of iotlb entries. (default: 2048)";
+        fork_from_owner_default: bool = true,
+            "Set task mode as the default(default: Y)";
+        experimental_zcopytx: i32 = 0,
+            "Enable Zero Copy TX; 1 - Enable; 0 - Disable";
+    }
 }
 
 /// The loaded module: it has the device node.

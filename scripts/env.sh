@@ -4,16 +4,31 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${VHOST_NET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vhost-net-rs}
 flavour=${VM_KERNEL:-base}
+debian_root= # of Debian's own kernels, and nothing for ours
 case $flavour in
 base | debug) ;;
+debian | debian-rt | debian-cloud)
+    debian_suite=trixie debian_series=7.3 debian_root=$cache/debian/13
+    debian_package=${flavour#debian}-amd64
+    debian_package=${debian_package#-} # the end of a package's name, as in linux-image-rt-amd64
+    ;;
 *)
-    echo "VM_KERNEL is '$flavour'; it can be base or debug" >&2
+    echo "VM_KERNEL is '$flavour'; it can be debian, debian-rt, debian-cloud, base or debug" >&2
     exit 2
     ;;
 esac
 
 linux=$cache/linux             # the kernel's source, one tree for all flavours
 kdir=$cache/build/$flavour     # the kernel's build folder, KDIR of the module
+kimage=$kdir/arch/x86/boot/bzImage
+kconfig=$kdir/.config # what the kernel was made of
+kmodules=$kdir # where the kernel's own modules are, compressed or not
+if [ -n "$debian_root" ]; then
+    release=$(cat "$kdir.release" 2>/dev/null || true)
+    kimage=$debian_root/boot/vmlinuz-$release
+    kconfig=$debian_root/boot/config-$release
+    kmodules=$debian_root/lib/modules/$release/kernel
+fi
 module_out=$root/build/$flavour${VM_KUNIT:+-kunit} # the module's build folder
 
 # virtme-ng, which boots the VMs.

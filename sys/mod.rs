@@ -8,6 +8,7 @@
 pub mod eventfd;
 pub mod kthread;
 pub mod miscdev;
+pub mod moduleparam;
 pub mod poll;
 pub mod sched;
 pub mod socket;

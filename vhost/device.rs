@@ -289,7 +289,7 @@ impl<D: Driver> Device<D> {
     }
 
     fn new_iotlb() -> Result<Arc<Mutex<Iotlb>>> {
-        let limit = crate::module_parameters::max_iotlb_entries.value();
+        let limit = crate::parameters::max_iotlb_entries();
         let limit = usize::try_from(limit).ok().filter(|&limit| limit > 0);
         let iotlb = Iotlb::new(limit.ok_or(EINVAL)?);
         Arc::pin_init(new_mutex!(iotlb, "vhost_iotlb"), GFP_KERNEL)

@@ -77,10 +77,10 @@ impl<D: Driver> Device<D> {
         if header.padding != 0 {
             return Err(EOPNOTSUPP);
         }
-        if header.nregions > u32::from(crate::module_parameters::max_mem_regions.value()) {
+        if header.nregions > u32::from(crate::parameters::max_mem_regions()) {
             return Err(E2BIG);
         }
-        if crate::module_parameters::max_iotlb_entries.value() <= 0 {
+        if crate::parameters::max_iotlb_entries() <= 0 {
             return Err(EINVAL);
         }
         let count = header.nregions as usize;

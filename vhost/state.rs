@@ -51,7 +51,7 @@ impl<R: Run> State<R> {
             log_event: None,
             // Without the option to choose, it is one of the owner's.
             fork: cfg!(not(CONFIG_VHOST_ENABLE_FORK_OWNER_CONTROL))
-                || crate::module_parameters::fork_from_owner_default.value(),
+                || crate::parameters::fork_from_owner_default(),
         }
     }
 

@@ -53,7 +53,7 @@ impl Backend {
     ///
     /// Fails with [`EPERM`] if there is no worker, and with [`ENOMEM`].
     pub fn enable_zerocopy(&mut self, index: usize, worker: Option<Arc<Worker>>) -> Result {
-        let enabled = crate::module_parameters::experimental_zcopytx.value() != 0;
+        let enabled = crate::parameters::experimental_zcopytx();
         if enabled && index == TX && self.sock.has_zerocopy() {
             self.zerocopy = Some(ZeroCopy::new(index, worker.ok_or(EPERM)?)?);
         }

@@ -86,6 +86,8 @@ pub fn bridge(name: &str, ports: &[&Tap]) -> Res {
     for port in ports {
         bridge_join(name, port)?;
     }
+    // Or it would join groups of its own, and tell each port. (A kernel that can't do that does not mind.)
+    ip(&format!("link set dev {name} type bridge mcast_snooping 0"))?;
     let mut r = Ifreq::new(name);
     r.value[0] = libc::IFF_UP as u32;
     if_ioctl(libc::SIOCSIFFLAGS, &mut r)

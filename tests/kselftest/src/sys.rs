@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::Fail;
 use crate::Res;
 
 const fn ioc(dir: u64, nr: u64, size: usize) -> u64 {
@@ -217,6 +218,20 @@ pub fn load(file: &Path, parameters: &str) -> Res {
     Ok(())
 }
 
+/// A module's file, which is where that of vhost_net is.
+pub fn beside(name: &str) -> PathBuf {
+    let path = std::env::var("VHOST_MODULE_PATH").unwrap_or_default();
+    Path::new(&path).with_file_name(name)
+}
+
+/// Unloads a module that may be there.
+pub fn without(name: &str) -> Res {
+    match Path::new("/sys/module").join(name).exists() {
+        true => unload(name),
+        false => Ok(()),
+    }
+}
+
 /// Loads vhost_net again, with parameters.
 pub fn reload(parameters: &str) -> Res {
     let path = std::env::var("VHOST_MODULE_PATH");
@@ -236,6 +251,15 @@ pub fn on_c() -> bool {
 /// Is it the debug kernel that runs?
 pub fn on_debug_kernel() -> bool {
     std::env::var("VM_KERNEL").as_deref() == Ok("debug")
+}
+
+/// Was the kernel built with this option, or has it as a module?
+pub fn configured(option: &str) -> Res<bool> {
+    let path = std::env::var("VM_CONFIG").map_err(|_| Fail("VM_CONFIG is not set".into()))?;
+    let text = std::fs::read_to_string(path)?;
+    Ok([format!("{option}=y"), format!("{option}=m")]
+        .iter()
+        .any(|line| text.lines().any(|l| l == line)))
 }
 
 /// The names of this process's threads.

@@ -17,6 +17,7 @@ use libc::EBUSY;
 use libc::EFAULT;
 use libc::EINVAL;
 use libc::ENOBUFS;
+use libc::ENOTTY;
 use libc::EPERM;
 use std::os::fd::AsRawFd;
 use vhost::VhostBackend;
@@ -328,7 +329,40 @@ fn restart() -> Res {
     Ok(())
 }
 
+/// Without the option for it there are no such requests, and what is wrong otherwise is said first.
+fn absent() -> Res {
+    let f = sys::open()?;
+    for owned in [false, true] {
+        if owned {
+            check_eq!(ioctl(&f, sys::SET_OWNER, 0 as *const u8), 0);
+        }
+        for (index, errno) in [(RX, ENOTTY), (TX, ENOTTY), (2, ENOBUFS)] {
+            let errno = if owned { errno } else { EPERM };
+            for num in [LITTLE_ENDIAN, BIG_ENDIAN, 2] {
+                check_eq!(set(&f, index, num), errno, "set of queue {index}");
+            }
+            let index = index as u32;
+            let got = ioctl(&f, GET_VRING_ENDIAN, &State { index, num: 0 });
+            check_eq!(got, errno, "get of queue {index}");
+        }
+    }
+    Ok(())
+}
+
+/// A legacy device then has the byte order of the machine.
+fn native() -> Res {
+    let mut g = Guest::new(Config::with(0))?;
+    g.send_all(&[frame(0, 60), frame(1, 1500)])?;
+    g.receive_all(&[frame(2, 60), frame(3, 1500)])
+}
+
 fn main() {
+    const WITHOUT: &[Test] = &[("absent", absent), ("native", native)];
+    match sys::configured("CONFIG_VHOST_CROSS_ENDIAN_LEGACY") {
+        Ok(true) => (),
+        Ok(false) => ktap::run(WITHOUT),
+        Err(Fail(why)) => panic!("{why}"),
+    }
     const TESTS: &[Test] = &[
         ("set_and_get", set_and_get),
         ("running", running),

@@ -198,14 +198,14 @@ fn control_group() -> Res {
 /// Loads the module with a parameter. The C driver has this one in vhost.ko, which lies beside it.
 fn load(parameter: &str) -> Res {
     if !on_c() {
+        // Its parameters would count.
+        without("vhost")?;
         return reload(parameter);
     }
-    let path = std::env::var("VHOST_MODULE_PATH").unwrap_or_default();
-    let path = std::path::Path::new(&path);
     unload("vhost_net")?;
     unload("vhost")?;
-    sys::load(&path.with_file_name("vhost.ko"), parameter)?;
-    sys::load(path, "")
+    sys::load(&beside("vhost.ko"), parameter)?;
+    sys::load(&beside("vhost_net.ko"), "")
 }
 
 /// The module's parameter is what devices start with, and start with again after RESET_OWNER.
