@@ -50,7 +50,7 @@ impl Child {
     /// Its status when it has ended, stopped or goes on; nothing if that does not happen within `limit`.
     pub fn wait(&mut self, flags: i32, limit: Duration) -> Option<i32> {
         let deadline = Instant::now() + limit;
-        loop {
+        while !self.ended {
             let mut status = 0;
             // SAFETY: `status` is a valid place for the result.
             if unsafe { libc::waitpid(self.pid, &mut status, libc::WNOHANG | flags) } == self.pid {
@@ -58,10 +58,11 @@ impl Child {
                 return Some(status);
             }
             if Instant::now() > deadline {
-                return None;
+                break;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+        None
     }
 }
 

@@ -236,13 +236,18 @@ fn unreadable() -> Res {
                     "all of a long one but the header",
                     vec![Seg::r(at, hdr), Seg::r(wall, 5000)],
                 ),
-                ("the header", vec![Seg::r(wall, hdr), Seg::r(at, 60)]),
                 ("the end", vec![Seg::r(wall - 100, hdr + 300)]),
                 ("the end of a long one", vec![Seg::r(wall - 5000, 5100)]),
                 ("half the header", vec![Seg::r(wall - 5, hdr + 60)]),
             ];
             for (what, chain) in chains {
                 dropped(g, &chain, &format!("{how:?}, {what}"))?;
+                n += 1;
+            }
+            // A header that the device itself makes need not be read.
+            if g.cfg.backend_hdr() > 0 {
+                let chain = [Seg::r(wall, hdr), Seg::r(at, 60)];
+                dropped(g, &chain, &format!("{how:?}, the header"))?;
                 n += 1;
             }
         }
@@ -450,8 +455,14 @@ fn told_once() -> Res {
         println!("# kernel thread {kernel_thread}: told {told} times");
         check_eq!(told, 1, "errors told of one broken ring");
         counted(&g, "rx", before, 0, 0)?;
-        // Mended, it runs again.
+        // Mended, it runs again, with the packet that waited.
         g.restart(0)?;
+        let b = g.buffer(200);
+        g.rx.add(&[b]);
+        g.rx.submit();
+        g.rx.wait()?;
+        let got = g.mem.read(b.gpa + g.hdr as u64, 60);
+        same(&got, &frame(1, 60), "the packet that waited")?;
         g.send_all(&[frame(1, 60)])?;
         g.receive_all(&[frame(2, 60)])?;
     }
@@ -561,6 +572,7 @@ fn miss_of_its_queue() -> Res {
         same(&g.peer.recv()?, &p, "sent packet")?;
 
         // The other way round.
+        drop(g);
         let mut g = behind_iommu()?;
         let b = g.buffer(300);
         g.rx.add(&[b]);
@@ -645,7 +657,11 @@ fn unanswered_rx() -> Res {
 }
 
 fn main() {
-    const TESTS: &[Test] = &[("broken_ring", broken_ring)];
+    const TESTS: &[Test] = &[
+        ("broken_ring", broken_ring),
+        ("told_once_of_packets", told_once_of_packets),
+        ("miss_goes_with_backend", miss_goes_with_backend),
+    ];
     const PENDING: &[Test] = &[
         ("too_long", too_long),
         ("too_long_and_last", too_long_and_last),
@@ -657,10 +673,8 @@ fn main() {
         ("unwritable_all", unwritable_all),
         ("tun", tun),
         ("told_once", told_once),
-        ("told_once_of_packets", told_once_of_packets),
         ("refused_batch", refused_batch),
         ("miss_of_its_queue", miss_of_its_queue),
-        ("miss_goes_with_backend", miss_goes_with_backend),
         ("unanswered", unanswered),
         ("unanswered_rx", unanswered_rx),
     ];

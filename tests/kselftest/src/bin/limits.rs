@@ -206,6 +206,8 @@ impl Flood {
         for _ in 0..g.tx.num {
             g.tx.add(&[Seg::r(at, g.hdr + 60)]);
         }
+        // A device that is set up later begins with the first of them.
+        g.tx.avail_idx = g.tx.used_idx;
         Ok(Flood { chains: g.tx.num })
     }
 
@@ -348,12 +350,13 @@ fn cpu_killed(kernel_thread: bool) -> Res {
         let begin = Instant::now();
         vmm.child.signal(libc::SIGKILL);
         let status = vmm.child.wait(0, AT_ONCE);
-        let states = states(vmm.child.pid);
-        println!("# ended after {:?}", begin.elapsed());
+        let (states, time) = (states(vmm.child.pid), begin.elapsed());
         check!(
             status.is_some(),
             "not ended {AT_ONCE:?} after SIGKILL: {states}"
         );
+        println!("# ended after {time:?}");
+        check!(time < AT_ONCE / 2, "ended {time:?} after SIGKILL");
         group.set("cpu.max", "max")?;
         check!(
             until(|| module_users().is_none_or(|n| n == 0)),
@@ -595,7 +598,7 @@ fn interrupted<T>(flags: i32, f: impl FnOnce() -> Res<T>) -> Res<(T, u64)> {
 fn signal_set_owner(kernel_thread: bool, flags: i32) -> Res {
     let fork = u8::from(!kernel_thread);
     let test = || -> Res<(u32, Vec<i32>)> {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(15);
         let (mut count, mut errors) = (0, vec![]);
         while count < amount(5000) && Instant::now() < deadline {
             let f = sys::open()?;
@@ -651,7 +654,7 @@ fn signal_calls() -> Res {
                 c.g.send_all(&[frame(1, 60)])?;
                 c.g.receive_all(&[frame(2, 60)])?;
             }
-            let deadline = Instant::now() + Duration::from_secs(5);
+            let deadline = Instant::now() + Duration::from_secs(3);
             let (_, signals) = interrupted(libc::SA_RESTART, || {
                 for n in 0..amount(1000) as usize {
                     call(&c, n)?;
@@ -722,7 +725,7 @@ fn no_difference(g: &Guest, flood: &Flood, read: &(dyn Fn() -> Res + Sync)) -> R
     let packets = (sum(&without, |w| w.packets), sum(&with, |w| w.packets));
     println!("# {reads} reads; without and with them: waits of the worker {sleeps:?}, packets {packets:?}");
     check!(reads > 30, "only {reads} reads");
-    // A worker that always has packets to send sleeps when the flood is late, and for nothing else.
+    // A worker that always has packets to send sleeps for nothing else.
     check!(
         sleeps.1 <= 2 * sleeps.0 + 30,
         "the worker waited {} times, and {} without the {reads} reads",
@@ -738,10 +741,18 @@ fn no_difference(g: &Guest, flood: &Flood, read: &(dyn Fn() -> Res + Sync)) -> R
     Ok(())
 }
 
+/// A guest that has more to send than its device has sent by the time that it looks again: the worker never has to wait.
+fn endless(kernel_thread: bool) -> Config {
+    Config {
+        tx_num: 32768,
+        ..config(kernel_thread)
+    }
+}
+
 /// Who looks at a device a thousand times a second changes nothing.
 fn fdinfo_often() -> Res {
     for kernel_thread in [false, true] {
-        let mut g = Guest::new(config(kernel_thread))?;
+        let mut g = Guest::new(endless(kernel_thread))?;
         let flood = Flood::prepare(&mut g)?;
         no_difference(&g, &flood, &|| {
             fdinfo(&g)?;
@@ -764,7 +775,7 @@ fn pin(thread: i32, cpu: usize) {
 
 /// Nor does who looks when nothing else is to be done, and is interrupted all the time.
 fn fdinfo_preempted() -> Res {
-    let mut g = Guest::new(config(false))?;
+    let mut g = Guest::new(endless(false))?;
     let flood = Flood::prepare(&mut g)?;
     let worker = worker_of(std::process::id() as i32, false)?;
     let id = worker.file_name().and_then(|n| n.to_str()?.parse().ok());
@@ -894,6 +905,10 @@ fn bind_beside_fault() -> Res {
 
 /// Who looks at a device whose worker waits is told all, and at once.
 fn fdinfo_beside_fault() -> Res {
+    if on_c() {
+        println!("# the C driver has no fdinfo");
+        return Ok(());
+    }
     for kernel_thread in [false, true] {
         let (mut g, missing) = waiting(kernel_thread)?;
         let mut worst = Duration::ZERO;
@@ -1057,7 +1072,7 @@ fn executed() -> Res {
             let is = |name: &str, what: &str| -> bool {
                 read_to_string(name).is_ok_and(|text| text.trim() == what)
             };
-            flooded(&g, &flood, || {
+            let (_, sent) = flooded(&g, &flood, || {
                 std::thread::sleep(Duration::from_millis(50));
                 vmm.tell(what)?;
                 let executed = until(|| is(&name, "sleep"));
@@ -1071,6 +1086,7 @@ fn executed() -> Res {
                 }
                 Ok(())
             })?;
+            check!(sent > 1000, "only {sent} packets were sent");
             drop(vmm);
             check!(nobody(), "{:?} users of the module", module_users());
         }
@@ -1095,7 +1111,7 @@ fn dumped() -> Res {
         let mut vmm = Vmm::new(&g, None)?;
         vmm.ask(order::START)?;
         let_go(&g)?;
-        flooded(&g, &flood, || {
+        let (_, sent) = flooded(&g, &flood, || {
             std::thread::sleep(Duration::from_millis(50));
             vmm.tell(order::DUMP)?;
             let status = vmm.child.wait(0, 3 * patience());
@@ -1113,6 +1129,7 @@ fn dumped() -> Res {
             check!(nobody(), "{:?} users of the module", module_users());
             Ok(())
         })?;
+        check!(sent > 1000, "only {sent} packets were sent");
         Ok(())
     };
     let result = test(false).and_then(|()| test(true));
@@ -1127,6 +1144,10 @@ fn main() {
         ("handed_over", handed_over),
         ("executed", executed),
         ("dumped", dumped),
+        ("freeze_kernel", freeze_kernel),
+        ("signal_set_owner_kernel", signal_set_owner_kernel),
+        ("frozen_owner", frozen_owner),
+        ("frozen_kernel", frozen_kernel),
     ];
     const PENDING: &[Test] = &[
         ("cpu_share_owner", cpu_share_owner),
@@ -1142,17 +1163,13 @@ fn main() {
         ("freeze_two_threads", freeze_two_threads),
         ("freeze_owner", freeze_owner),
         ("freeze_reopen", freeze_reopen),
-        ("freeze_kernel", freeze_kernel),
         ("signal_set_owner_restarting", signal_set_owner_restarting),
         ("signal_set_owner_plain", signal_set_owner_plain),
-        ("signal_set_owner_kernel", signal_set_owner_kernel),
         ("signal_calls", signal_calls),
         ("fdinfo_often", fdinfo_often),
         ("fdinfo_preempted", fdinfo_preempted),
         ("bind_beside_fault", bind_beside_fault),
         ("fdinfo_beside_fault", fdinfo_beside_fault),
-        ("frozen_owner", frozen_owner),
-        ("frozen_kernel", frozen_kernel),
     ];
     ktap::run_and(TESTS, PENDING)
 }
