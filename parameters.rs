@@ -3,9 +3,10 @@
 //! What the parameters say.
 //!
 //! Three of them are those of the C driver's other module, `vhost`. A VMM reads there how many
-//! memory regions it may name (`/sys/module/vhost/parameters/max_mem_regions`), and an administrator
-//! writes `options vhost ...`. That module may be here too, for its other drivers: then what it says
-//! counts, so that nobody is told one thing and gets another. Otherwise this module's own do.
+//! memory regions it may name (`/sys/module/vhost/parameters/max_mem_regions`), and an
+//! administrator writes `options vhost ...`. That module may be here too, for its other drivers:
+//! then what it says counts, so that nobody is told one thing and gets another. Otherwise this
+//! module's own do.
 
 #![forbid(unsafe_code)]
 

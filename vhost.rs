@@ -8,8 +8,8 @@
 //!
 //! The room behind this door:
 //!
-//! - [`work`]: the bits that a kick or a backend sets. [`worker`]: the thread that takes these. Another worker would be made here, and given
-//!   to its queues by [`device`].
+//! - [`work`]: the bits that a kick or a backend sets. [`worker`]: the thread that takes these.
+//!   Another worker would be made here, and given to its queues by [`device`].
 //! - [`queue`]: a ring with its eventfds; calls and faults are signalled here. [`queue_setup`]:
 //!   what the owner sets of it; here its kicks begin to be waited for. [`stats`]: what it did, of
 //!   which [`shown`] has a copy for others. [`guard`]: its lock.

@@ -47,13 +47,10 @@ mod zcopy;
 
 pub use net::Net;
 
-use crate::{
-    sys::sched::sleep_interruptible,
-    vhost::{
-        Cause,
-        Driver,
-        QUEUES, //
-    }, //
+use crate::vhost::{
+    Cause,
+    Driver,
+    QUEUES, //
 };
 use kernel::prelude::*;
 use net::Device;
@@ -68,19 +65,14 @@ impl Driver for Net {
         NetQueue::new(index)
     }
 
-    fn run(device: &Device, index: usize, cause: Cause) {
+    fn run(device: &Device, index: usize, cause: Cause) -> u32 {
         let Some(mut queue) = device.queue_to_run(index) else {
-            return;
+            return 0;
         };
         if cause.kicked {
             queue.stats.kicks += 1;
         }
-        let rest = turn::turn(device, &mut queue, cause.waited_for);
-        drop(queue);
-        if rest > 0 {
-            // For want of memory. A queue that tried again at once would keep a CPU for it.
-            sleep_interruptible(rest);
-        }
+        turn::turn(device, &mut queue, cause)
     }
 
     fn flush(device: &Device) {

@@ -420,12 +420,15 @@ impl<M: UserMemory> Take<'_, M> {
         }
     }
 
-    /// Says that the device wrote nothing to any of the chains that were taken.
+    /// Completes the chains, each by itself, as ones that nothing was written to, whatever was
+    /// said before.
     #[cold]
-    pub fn clear_written(&mut self) {
+    pub fn complete_empty(self) {
         match &mut self.ring.format {
-            Format::Split(split) => split.clear_written(&self.mark),
+            Format::Split(split) => split.complete_empty(&self.mark, self.chains),
         }
+        // As in `complete`.
+        core::mem::forget(self);
     }
 
     /// Completes the chains: the next [`Vring::publish`] gives them to the driver.

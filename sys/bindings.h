@@ -6,7 +6,6 @@
  */
 
 #include <linux/cgroup.h>
-#include <linux/delay.h>
 #include <linux/entry-virt.h>
 #include <linux/errqueue.h>
 #include <linux/eventfd.h>

@@ -5,6 +5,10 @@
 //! C header: [`include/linux/sched.h`](srctree/include/linux/sched.h)
 
 use super::bindings;
+use kernel::{
+    ffi::c_long,
+    time::msecs_to_jiffies, //
+};
 
 /// Lets another task run, if one waits for the CPU.
 ///
@@ -16,12 +20,19 @@ pub fn cond_resched() {
     unsafe { bindings::cond_resched() }
 }
 
-/// Sleeps for so many milliseconds, or until a signal is pending.
+/// Sleeps for so many milliseconds, unless `awake`, or until the task is woken or has a signal.
 ///
-/// The caller is in a context that may sleep.
-pub fn sleep_interruptible(msecs: u32) {
-    // SAFETY: As for `cond_resched`.
-    unsafe { bindings::msleep_interruptible(msecs) };
+/// The caller is in a context that may sleep. No wake-up is lost that comes after what `awake` looks
+/// at, which must not block.
+pub fn sleep_unless(msecs: u32, awake: impl FnOnce() -> bool) {
+    // SAFETY: Sets the state of the current task.
+    unsafe { bindings::set_current_interruptible() };
+    if !awake() {
+        // SAFETY: As for `cond_resched`.
+        unsafe { kernel::bindings::schedule_timeout(msecs_to_jiffies(msecs) as c_long) };
+    }
+    // SAFETY: Sets the state of the current task, which is awake.
+    unsafe { bindings::set_current_running() };
 }
 
 /// Whether another task waits for the CPU.

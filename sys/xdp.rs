@@ -31,6 +31,9 @@ use kernel::{
 /// The most packets that go in one batch.
 pub const BATCH: usize = 64;
 
+/// The size of an Ethernet header in bytes.
+const ETH_HLEN: usize = bindings::ETH_HLEN as usize;
+
 /// The longest header that a tap may expect in front of a packet.
 pub const HEADER_MAX: usize = local::VNET_HDR_MAX;
 
@@ -160,7 +163,7 @@ pub struct Layout {
     header: usize,
     /// Where the packet is, with its header in front of it.
     pad: usize,
-    /// The least bytes that a packet has with its header.
+    /// The least bytes that a packet has with its header: those of an Ethernet header.
     least: usize,
 }
 
@@ -180,7 +183,7 @@ impl Layout {
         Ok(Self {
             header,
             pad,
-            least: header.max(1),
+            least: header + ETH_HLEN,
         })
     }
 
@@ -221,7 +224,7 @@ impl XdpBatch {
     /// Returns the header, to be checked.
     ///
     /// Fails with [`ENOSPC`] if the packet is too long for a buffer, or the batch is full; with
-    /// [`EINVAL`] if it is shorter than its header, or empty; with [`EFAULT`] if `segments` can't be read;
+    /// [`EINVAL`] if it is shorter than its header and that of an Ethernet; with [`EFAULT`] if `segments` can't be read;
     /// and with [`ENOMEM`].
     #[inline(always)]
     pub fn push(&mut self, layout: Layout, segments: &Segments, skip: usize) -> Result<&mut [u8]> {

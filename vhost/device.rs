@@ -27,6 +27,7 @@ use super::{
     },
     worker::{
         self,
+        Rest,
         Run, //
     }, //
 };
@@ -81,7 +82,10 @@ pub trait Driver: Sized + Send + Sync + 'static {
     fn new_queue(index: usize) -> Result<Self::Queue>;
 
     /// Moves what can be moved through queue `index`. Called by the worker.
-    fn run(device: &Device<Self>, index: usize, cause: Cause);
+    ///
+    /// Returns after how many milliseconds the queue is to run again, for want of memory; 0 if
+    /// there is no such want.
+    fn run(device: &Device<Self>, index: usize, cause: Cause) -> u32;
 
     /// Waits until nothing that was begun before uses guest memory any more.
     ///
@@ -201,8 +205,8 @@ impl<D: Driver> Device<D> {
 
     /// Makes the current process the owner.
     ///
-    /// Fails with [`EBUSY`] if there is one, with [`EPERM`] if the process has no address space, and
-    /// with [`ENOMEM`]; with [`ERESTARTNOINTR`], which the caller does not see, if a signal came
+    /// Fails with [`EBUSY`] if there is one, with [`EPERM`] if the process has no address space,
+    /// and with [`ENOMEM`]; with [`ERESTARTNOINTR`], which the caller does not see, if a signal came
     /// first. `state` is ours, locked.
     pub fn set_owner(this: ArcBorrow<'_, Self>, state: &mut State<Self>) -> Result {
         if state.has_owner() {
@@ -318,7 +322,7 @@ impl<D: Driver> Device<D> {
                 return ENOMEM;
             }
             if queue.iotlb.is_some() {
-                self.report_miss(queue, fault);
+                self.report_miss(queue, fault, true);
                 queue.fault(fault);
             }
             EFAULT
@@ -333,14 +337,16 @@ impl<D: Driver> Device<D> {
     /// The queue can't go on. If that is because of an address that the IOTLB does not know, it
     /// can as soon as the owner has said what is there; for want of memory, it can after a while,
     /// and this returns true; if neither, the ring is broken, and the owner is told so.
-    pub fn halt(&self, queue: &mut Queue<D>, fault: Fault) -> bool {
+    ///
+    /// `again` says that the owner is to be told once more of an address that it knows of already.
+    pub fn halt(&self, queue: &mut Queue<D>, fault: Fault, again: bool) -> bool {
         if fault.error == ENOMEM {
             return true;
         }
         queue.halted = true;
         // The driver may mend it.
         queue.ring.forget_heads();
-        if !self.report_miss(queue, fault) {
+        if !self.report_miss(queue, fault, again) {
             queue.fault(fault);
         }
         false
@@ -348,12 +354,12 @@ impl<D: Driver> Device<D> {
 
     /// Tells the owner of the address that the IOTLB does not know. Returns false if there is
     /// none.
-    fn report_miss(&self, queue: &Queue<D>, fault: Fault) -> bool {
+    fn report_miss(&self, queue: &Queue<D>, fault: Fault, again: bool) -> bool {
         let Some(miss) = fault.miss.filter(|_| queue.iotlb.is_some()) else {
             return false;
         };
         let mut misses = self.misses.lock();
-        if misses.add(queue.index, miss, queue.message_kind) {
+        if misses.add(queue.index, miss, queue.message_kind, again) {
             self.readers.notify_all();
         }
         true
@@ -370,14 +376,19 @@ impl<D: Driver> Device<D> {
 }
 
 impl<D: Driver> Run for Device<D> {
-    fn run(&self, bits: WorkBits) {
+    fn run(&self, bits: WorkBits) -> Rest {
+        let mut rest = Rest::default();
         for index in 0..QUEUES {
             let kicked = bits.has(WorkBits::kick(index));
             if kicked || bits.has(WorkBits::ready(index)) {
                 let waited_for = bits.has_after(index);
-                D::run(self, index, Cause { kicked, waited_for });
+                let msecs = D::run(self, index, Cause { kicked, waited_for });
+                if msecs > 0 {
+                    rest.add(msecs, WorkBits::ready(index));
+                }
                 cond_resched();
             }
         }
+        rest
     }
 }

@@ -22,7 +22,10 @@ use crate::{
         MemTable,
         Region, //
     },
-    sys::eventfd::EventFdCtx,
+    sys::{
+        eventfd::EventFdCtx,
+        sched::cond_resched, //
+    },
     uapi::{
         self,
         Arg, //
@@ -97,7 +100,7 @@ impl<D: Driver> Device<D> {
                 GFP_KERNEL,
             )?;
         }
-        let mem = Arc::new(MemTable::new(regions.iter().copied())?, GFP_KERNEL)?;
+        let mem = Arc::new(MemTable::new(regions.iter().copied().inspect(|_| cond_resched()))?, GFP_KERNEL)?;
         if !self.mem_access_ok(Some(&mem), false) {
             return Err(EFAULT);
         }

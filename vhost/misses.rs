@@ -72,13 +72,14 @@ impl<const N: usize> Misses<N> {
         self.open = false;
     }
 
-    /// Adds a miss of queue `index`, as a message of type `kind`. It takes the place of one that was
-    /// read and not answered. Returns false if one was not read yet, which comes first.
-    pub fn add(&mut self, index: usize, miss: Miss, kind: u32) -> bool {
+    /// Adds a miss of queue `index`, as a message of type `kind`. With `again` it takes the place
+    /// of one that was read and not answered. Returns false if there is another one, which comes
+    /// first.
+    pub fn add(&mut self, index: usize, miss: Miss, kind: u32, again: bool) -> bool {
         let Some(slot) = self.queues.get_mut(index) else {
             return false;
         };
-        if slot.is_some_and(|waiting| !waiting.read) {
+        if slot.is_some_and(|waiting| !waiting.read || !again) {
             return false;
         }
         *slot = Some(Waiting {
@@ -129,13 +130,12 @@ impl<const N: usize> Misses<N> {
         for waiting in self.queues.iter_mut().flatten() {
             if waiting.number == number {
                 waiting.read = false;
-                waiting.asked = false;
             }
         }
     }
 
-    /// Removes the misses that were read once and whose address is one of `size` from `addr`. Calls `f`
-    /// with the index of each one's queue.
+    /// Removes the misses that were read once and whose address is one of `size` from `addr`. Calls
+    /// `f` with the index of each one's queue.
     pub fn answer(&mut self, addr: Iova, size: u64, mut f: impl FnMut(usize)) {
         for (index, slot) in self.queues.iter_mut().enumerate() {
             let answered = slot.is_some_and(|waiting| {

@@ -295,7 +295,8 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         }
     }
 
-    /// Whether the queue moves nothing until it is kicked, is told of an address, or is set up anew.
+    /// Whether the queue moves nothing until it is kicked, is told of an address, or is set up
+    /// anew.
     pub fn is_halted(&self) -> bool {
         self.halted
     }

@@ -68,5 +68,4 @@ impl<R: Run> State<R> {
             _ => Err(EPERM),
         }
     }
-
 }

@@ -13,6 +13,7 @@ use super::work::{
 use crate::sys::{
     kthread::Kthread,
     poll::Wake,
+    sched::sleep_unless,
     vhost_task::{
         VhostTask,
         Work, //
@@ -27,8 +28,24 @@ use kernel::{
 
 /// What a worker runs.
 pub trait Run: Send + Sync + 'static {
-    /// Does what `bits` say. Called by the worker's thread, in the owner's address space.
-    fn run(&self, bits: WorkBits);
+    /// Does what `bits` say, and says what there is to do only after a rest. Called by the worker's
+    /// thread, in the owner's address space.
+    fn run(&self, bits: WorkBits) -> Rest;
+}
+
+/// What there is to do after a rest: to try at once what there is no memory for would keep a CPU.
+#[derive(Default)]
+pub struct Rest {
+    msecs: u32,
+    bits: u32,
+}
+
+impl Rest {
+    /// Adds a work bit that is due in so many milliseconds.
+    pub fn add(&mut self, msecs: u32, bit: u32) {
+        self.msecs = self.msecs.max(msecs);
+        self.bits |= bit;
+    }
 }
 
 /// What the thread of a [`Worker`] has.
@@ -45,7 +62,12 @@ impl<R: Run> Work for Runner<R> {
     }
 
     fn run(&self, bits: WorkBits) {
-        self.target.run(bits);
+        let rest = self.target.run(bits);
+        if rest.bits != 0 {
+            // Not for longer than there is nothing else to do: that is rest enough.
+            sleep_unless(rest.msecs, || self.set.has_work());
+            self.set.add(rest.bits);
+        }
     }
 }
 

@@ -30,6 +30,11 @@ pub fn set_backend(device: &Device, index: usize, fd: i32) -> Result {
     // Locked until the end: what else the owner wants waits.
     let state = device.lock();
     state.check_owner()?;
+    // Before the queue is locked, for it may have to wait for the network's own lock.
+    let new = match fd {
+        uapi::FILE_UNBIND => Ok(None),
+        fd => Backend::new(index, fd).map(Some),
+    };
     let mut guard = device.queue(index)?;
     let queue = &mut *guard;
     if fd == uapi::FILE_UNBIND {
@@ -39,10 +44,7 @@ pub fn set_backend(device: &Device, index: usize, fd: i32) -> Result {
     if !queue.access_ok() {
         return Err(EFAULT);
     }
-    let mut new = match fd {
-        uapi::FILE_UNBIND => None,
-        fd => Some(Backend::new(index, fd)?),
-    };
+    let mut new = new?;
     let same = match (&new, &queue.state.backend) {
         (Some(new), Some(old)) => new.sock.is_same(&old.sock),
         (new, old) => new.is_none() && old.is_none(),
@@ -80,6 +82,7 @@ fn swap(
     new: Option<Backend>,
 ) -> Result<Option<Backend>, (Error, Option<Backend>)> {
     queue.state.poll.as_mut().stop();
+    queue.state.retries = 0;
     let sock = new.as_ref().map(|backend| backend.sock.clone());
     let old = core::mem::replace(&mut queue.state.backend, new);
     let started = match sock {

@@ -30,7 +30,7 @@ use kernel::{
 
 /// How busy polling ended.
 pub enum Polled {
-    /// There is some for the queue.
+    /// There is work for the queue.
     Found,
     /// There is other work for the worker, or somebody waits for the queue.
     Interrupted,

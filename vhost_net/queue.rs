@@ -53,7 +53,7 @@ pub struct NetQueue {
     pub batch: XdpBatch,
     /// The bytes of these, without headers.
     pub batch_bytes: u64,
-    /// How often a packet was tried again for want of memory, in turns without a success.
+    /// How often the packet that comes next was tried again for want of memory.
     pub retries: u32,
     /// When busy polling began, if nothing was found since and it was interrupted.
     pub polling_since: Option<Instant<Monotonic>>,
@@ -95,6 +95,7 @@ impl QueueState for NetQueue {
         self.own_header = 0;
         self.backend_header = 0;
         self.polling_since = None;
+        self.retries = 0;
         self.backend.take()
     }
 }

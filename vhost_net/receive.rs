@@ -91,14 +91,14 @@ pub fn receive(queue: &mut Queue, maps: &Maps, budget: &mut Budget) -> Result<Pa
                 Err(_) => stats.errors += 1,
             }
         }
-        if filled.is_ok() {
-            stats.packets += 1;
-            stats.bytes += packet as u64;
-        } else {
-            take.clear_written();
+        if filled.is_err() {
             stats.errors += 1;
+            take.complete_empty();
+            continue;
         }
         take.complete();
+        stats.packets += 1;
+        stats.bytes += packet as u64;
     }
     Ok(Pause::Enough)
 }

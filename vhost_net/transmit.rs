@@ -112,9 +112,13 @@ fn packet_len(chain: &Chain, segments: &Segments, skip: usize) -> Result<usize, 
 }
 
 /// What to pause for after `err`, which came of a packet of `len` bytes; none if it is to be
-/// dropped. `retries` is the queue's.
+/// dropped. `retries` is the queue's, and `budget` the turn's.
 #[cold]
-fn pause_after(err: Error, len: usize, retries: &mut u32) -> Option<Pause> {
+fn pause_after(err: Error, len: usize, retries: &mut u32, budget: &Budget) -> Option<Pause> {
+    if budget.is_begun() {
+        // It is not the packet that the turn before has ended with.
+        *retries = 0;
+    }
     match Verdict::of(err, len, retries) {
         Verdict::Drop => None,
         Verdict::Wait => Some(Pause::NotReady),
@@ -165,7 +169,7 @@ fn transmit_batch(
             Err(err) => Err(err),
         };
         if let Err(err) = sent {
-            if let Some(pause) = pause_after(err, len, &mut state.retries) {
+            if let Some(pause) = pause_after(err, len, &mut state.retries, budget) {
                 return Ok(pause);
             }
             stats.errors += 1;
@@ -220,7 +224,7 @@ fn transmit_singly(
             }
         };
         if let Some((err, take)) = sent.err() {
-            if let Some(pause) = pause_after(err, len, retries) {
+            if let Some(pause) = pause_after(err, len, retries, budget) {
                 return Ok(pause);
             }
             stats.errors += 1;

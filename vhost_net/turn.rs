@@ -3,8 +3,8 @@
 //! A turn: what the worker does for a queue before it looks at the other one.
 //!
 //! It looks what the socket is like, moves packets, gives to the guest and to the socket what was
-//! moved, and asks to be woken by whichever side has nothing. The queue is locked all the while, and so is
-//! the IOTLB, if there is one.
+//! moved, and asks to be woken by whichever side has nothing. The queue is locked all the while,
+//! and so is the IOTLB, if there is one.
 
 #![forbid(unsafe_code)]
 
@@ -35,19 +35,19 @@ use super::{
 use crate::{
     memtable::Maps,
     sys::socket::Socket,
+    vhost::Cause,
     vring::Fault, //
 };
 use kernel::prelude::*;
 
-/// How long the worker rests, in milliseconds, where the ring itself needs memory.
+/// How long a queue rests, in milliseconds, whose ring itself needs memory.
 const REST: u32 = 10;
 
-/// Moves packets through a queue, until there are no more or the queue's turn is over. `waited_for`
-/// says that another queue waits until it is.
+/// Moves packets through a queue, until there are no more or the queue's turn is over.
 ///
-/// Returns for how many milliseconds the worker is to rest, for want of memory. The queue runs
-/// again after that.
-pub fn turn(device: &Device, queue: &mut Queue, waited_for: bool) -> u32 {
+/// Returns after how many milliseconds the queue is to run again, for want of memory; 0 if there is
+/// no such want.
+pub fn turn(device: &Device, queue: &mut Queue, cause: Cause) -> u32 {
     let Some(mem) = queue.mem.clone() else {
         return 0;
     };
@@ -63,33 +63,51 @@ pub fn turn(device: &Device, queue: &mut Queue, waited_for: bool) -> u32 {
     let mut maps = mem.maps();
     if let Some(iotlb) = &iotlb {
         if let Err(fault) = queue.ring.find(iotlb) {
-            return rest_after(device, queue, fault);
+            return rest_after(device, queue, fault, cause);
         }
         maps = iotlb.maps();
     }
     let busy_poll = BusyPoll {
         device,
         iotlb: iotlb.as_deref(),
-        waited_for,
+        waited_for: cause.waited_for,
     };
     let moved = move_packets(queue, maps, &sock, &busy_poll);
     // Also after a fault: what was moved before it is done.
     let finished = finish(queue, &sock);
     match (moved, finished) {
-        (Ok(rest), Ok(())) => rest,
-        (Err(fault), _) | (_, Err(fault)) => rest_after(device, queue, fault),
+        (Ok(Next::Wait), Ok(())) => 0,
+        (Ok(Next::Again), Ok(())) => {
+            queue.run_again();
+            0
+        }
+        (Ok(Next::Rest(msecs)), Ok(())) => msecs,
+        (Err(fault), _) | (_, Err(fault)) => rest_after(device, queue, fault, cause),
     }
 }
 
-/// Halts the queue, unless that was for want of memory; then it runs again. Returns how long the
-/// worker is to rest before that.
+/// Halts the queue, unless that was for want of memory. Returns how long it rests then.
 #[cold]
-fn rest_after(device: &Device, queue: &mut Queue, fault: Fault) -> u32 {
-    if !device.halt(queue, fault) {
-        return 0;
+fn rest_after(device: &Device, queue: &mut Queue, fault: Fault, cause: Cause) -> u32 {
+    if fault.miss.is_none() {
+        // Or each packet that comes would have it told again.
+        queue.state.poll.as_mut().stop();
     }
-    queue.run_again();
-    REST
+    if device.halt(queue, fault, cause.kicked) {
+        REST
+    } else {
+        0
+    }
+}
+
+/// What becomes of a queue after its turn.
+enum Next {
+    /// It runs when it is kicked, or its backend is ready.
+    Wait,
+    /// It runs again, after the other one.
+    Again,
+    /// It runs again after so many milliseconds.
+    Rest(u32),
 }
 
 fn move_packets(
@@ -97,7 +115,7 @@ fn move_packets(
     maps: &Maps,
     sock: &Socket,
     busy_poll: &BusyPoll<'_>,
-) -> Result<u32, Fault> {
+) -> Result<Next, Fault> {
     queue.state.poll.as_mut().stop();
     queue.disable_kicks()?;
 
@@ -116,8 +134,7 @@ fn move_packets(
         }
         finish(queue, sock)?;
         if matches!(pause, Pause::NoMemory) {
-            queue.run_again();
-            return Ok(1 << queue.state.retries);
+            return Ok(Next::Rest(1 << queue.state.retries));
         }
         queue.state.retries = 0;
         // Each queue polls the side that packets come from: the guest, or the socket.
@@ -131,13 +148,12 @@ fn move_packets(
             Polled::Found => {}
             Polled::Interrupted => break,
             Polled::TimedOut if wake_by(queue, sock, pause)? => {}
-            Polled::TimedOut => return Ok(0),
+            Polled::TimedOut => return Ok(Next::Wait),
         }
         // A guest that makes one buffer available at a time can't keep the worker.
         budget.spend(0, 0);
     }
-    queue.run_again();
-    Ok(0)
+    Ok(Next::Again)
 }
 
 /// Has the queue run when the side that `pause` is about has something. Returns whether it has it

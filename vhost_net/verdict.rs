@@ -11,8 +11,9 @@
 //! - A broken ring halts its queue, and the owner is told by the error eventfd: nobody knows what
 //!   the rest of it means. So it is with a [fault](crate::vring::Fault): an index, a head or a
 //!   chain that is malformed, a buffer outside guest memory, or one for the other direction.
-//! - A packet waits only for what comes by itself: room in the backend, which says so, and memory,
-//!   for which it is tried a few times. No packet keeps its queue longer, or a CPU.
+//! - A packet waits only for what comes by itself: room in the backend, which says so, and memory
+//!   (or for a packet socket, room in the queue of its interface), for which it is tried a few
+//!   times. No packet keeps its queue longer, or a CPU.
 
 #![forbid(unsafe_code)]
 
@@ -32,13 +33,13 @@ pub enum Verdict {
 /// How often a packet is tried again for want of memory.
 const RETRIES: u32 = 3;
 
-/// A packet longer than that, in bytes, is never tried again: no network takes it, and a backend may
-/// say that there is no memory for it.
+/// A packet longer than that, in bytes, is never tried again: no network takes it, and a backend
+/// may say that there is no memory for it.
 const LONGEST: usize = 0x2_0000;
 
 impl Verdict {
-    /// The verdict on a packet of `len` bytes that failed with `err`. `retries` says how often a
-    /// packet of this queue was tried again without a success.
+    /// The verdict on a packet of `len` bytes that failed with `err`. `retries` says how often it was
+    /// tried again.
     #[cold]
     pub fn of(err: Error, len: usize, retries: &mut u32) -> Self {
         match err {

@@ -304,9 +304,10 @@ impl Split {
         self.taken.set_written(len);
     }
 
-    /// Says that nothing was written to the packet that began at `mark`.
-    pub(super) fn clear_written(&mut self, mark: &Mark) {
-        self.taken.clear_written(mark.taken);
+    /// Completes the packet that began at `mark`, of so many chains that nothing was written to.
+    pub(super) fn complete_empty(&mut self, mark: &Mark, chains: u16) {
+        self.taken.clear_written(mark.taken, self.in_order);
+        self.taken.complete(chains);
     }
 
     /// Completes the packet that began at `mark`, of so many chains.

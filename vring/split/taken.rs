@@ -128,10 +128,15 @@ impl Taken {
         }
     }
 
-    /// Says that nothing was written to the chains behind the first `len` entries.
-    pub(super) fn clear_written(&mut self, len: usize) {
+    /// Says that nothing was written to the chains behind the first `len` entries. In order, each
+    /// has an entry of its own: a driver takes one without for full.
+    pub(super) fn clear_written(&mut self, len: usize, in_order: bool) {
         for elem in self.elems.iter_mut().skip(len) {
             elem.len = 0;
+            if in_order {
+                // There is as much room as in the other list.
+                let _ = self.spans.push_within_capacity(1);
+            }
         }
     }
 
@@ -154,7 +159,7 @@ impl Taken {
             return;
         };
         self.elems.truncate(len);
-        // Chains that nothing was written to need no entry of their own.
+        // Chains to read need no entry of their own: nothing is written to them.
         if let (Some(elem), Some(span)) = (self.elems.last_mut(), self.spans.last_mut()) {
             if elem.len == 0 && last.len == 0 {
                 elem.id = last.id;

@@ -198,6 +198,7 @@ pub fn messages(u: &mut Unstructured<'_>) -> Result<Vec<messages::Op>> {
                 addr(u)?,
                 u.arbitrary()?,
                 u.int_in_range(1..=2)?,
+                u.arbitrary()?,
             ),
             3..=4 => Op::Read,
             5 => Op::Unread(u.int_in_range(0..=2)?),

@@ -11,7 +11,11 @@ use std::time::Instant;
 
 use crate::bail;
 use crate::check;
+use crate::check_eq;
+use crate::deadline;
+use crate::sys;
 use crate::Fail;
+use crate::Guest;
 use crate::Res;
 
 /// A child process, which is killed when it is dropped.
@@ -100,6 +104,25 @@ pub fn worker_of(pid: i32, kernel_thread: bool) -> Res<PathBuf> {
         }
     }
     bail!("no thread {name}")
+}
+
+/// Waits until the worker of this process's device has done all that it had to do: it sleeps. A thread that was woken does
+/// not, from the moment on that it was. (The C driver is asked, for it can be.)
+pub fn settle(g: &Guest) -> Res {
+    if sys::on_c() {
+        check_eq!(sys::ioctl(&g.net, sys::SET_LOG_FD, &-1i32), 0);
+        return Ok(());
+    }
+    let worker = worker_of(std::process::id() as i32, g.cfg.kernel_thread)?;
+    let end = deadline();
+    loop {
+        let status = read_to_string(worker.join("status"))?;
+        if field(&status, "State").is_some_and(|state| state.starts_with('S')) {
+            return Ok(());
+        }
+        check!(Instant::now() < end, "the worker does not come to rest");
+        std::thread::sleep(Duration::from_micros(100));
+    }
 }
 
 /// The CPU time of a thread, given by its folder in /proc.

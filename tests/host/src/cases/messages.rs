@@ -21,15 +21,15 @@ pub fn check(ops: &[Op]) -> Step {
     let mut numbers = Vec::new();
     for op in ops {
         match *op {
-            Op::Add(queue, addr, write, kind) => {
+            Op::Add(queue, addr, write, kind, again) => {
                 let access = if write { Access::Write } else { Access::Read };
                 let miss = Miss {
                     addr: Iova::new(addr),
                     access,
                 };
-                // One that was read and not answered gives way.
+                // One that was read and not answered gives way, if it is to be asked for again.
                 let old = told.iter().position(|told| told.queue == queue);
-                let free = queue < QUEUES && old.is_none_or(|at| told[at].read.is_some());
+                let free = queue < QUEUES && old.is_none_or(|at| told[at].read.is_some() && again);
                 if free {
                     let old = old.map(|at| told.remove(at));
                     told.push(Told {
@@ -40,7 +40,7 @@ pub fn check(ops: &[Op]) -> Step {
                         asked: old.is_some_and(|old| old.miss == miss),
                     });
                 }
-                prop_assert_eq!(misses.add(queue, miss, kind), free);
+                prop_assert_eq!(misses.add(queue, miss, kind, again), free);
             }
             Op::Read => {
                 let want = told.iter_mut().find(|told| told.read.is_none());
@@ -60,7 +60,6 @@ pub fn check(ops: &[Op]) -> Step {
                     for told in &mut told {
                         if told.read == Some(number) {
                             told.read = None;
-                            told.asked = false;
                         }
                     }
                 }
@@ -124,7 +123,8 @@ struct Told {
 
 #[derive(Clone, Debug)]
 pub enum Op {
-    Add(usize, u64, bool, u32),
+    /// A miss of a queue: its address, whether to write there, the type of its message, whether it is asked for again.
+    Add(usize, u64, bool, u32, bool),
     Read,
     /// A read that was so many reads ago did not reach its reader.
     Unread(usize),
@@ -141,7 +141,8 @@ fn addr() -> impl Strategy<Value = u64> {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        8 => (0..=QUEUES, addr(), any::<bool>(), 1..3u32).prop_map(|(q, a, w, k)| Op::Add(q, a, w, k)),
+        8 => (0..=QUEUES, addr(), any::<bool>(), 1..3u32, any::<bool>())
+            .prop_map(|(q, a, w, k, again)| Op::Add(q, a, w, k, again)),
         6 => Just(Op::Read),
         2 => (0..3usize).prop_map(Op::Unread),
         6 => (addr(), prop_oneof![4 => 1..6u64, 1 => Just(u64::MAX), 1 => any::<u64>()])

@@ -30,6 +30,7 @@ use kselftest::sys::reload;
 use kselftest::sys::until;
 use kselftest::sys::Region;
 use kselftest::sys::VringFile;
+use kselftest::task::settle;
 use kselftest::*;
 use vhost::net::VhostNet;
 use vhost::VhostBackend;
@@ -347,7 +348,7 @@ fn cve_2014_0077() -> Res {
                     "{len} bytes ran over {room}"
                 );
             } else {
-                flush(&g)?;
+                settle(&g)?;
                 check_eq!(g.rx.device_idx(), g.rx.used_idx, "used index");
                 let got = g.mem.read(area, 1 << 17);
                 // The C driver writes one byte of what it drops.
@@ -370,7 +371,7 @@ fn cve_2014_0077() -> Res {
     }
     g.rx.submit();
     g.peer.send(&frame(1, 2500))?;
-    flush(&g)?;
+    settle(&g)?;
     check_eq!(g.rx.device_idx(), 0, "used index");
     check!(
         g.mem.read(area, 1 << 16).iter().all(|&b| b == 0xa5),
@@ -388,12 +389,6 @@ fn cve_2014_0077() -> Res {
         let behind = &got[0x1000 * i + end..0x1000 * (i + 1)];
         check!(behind.iter().all(|&b| b == 0xa5), "bytes behind buffer {i}");
     }
-    Ok(())
-}
-
-/// The worker has done all that it had to do.
-fn flush(g: &Guest) -> Res {
-    check_eq!(ioctl(&g.net, sys::SET_LOG_FD, &-1i32), 0, "flush");
     Ok(())
 }
 
@@ -682,7 +677,7 @@ fn cve_2019_14835() -> Res {
             ]
             .concat();
             same(&got[g.hdr..u.len as usize], &p, "packet")?;
-            flush(&g)?;
+            settle(&g)?;
             let rest = u.len as usize - 50;
             let want = pages_of(area + 0x8000, 50)
                 .chain(pages_of(area + 0x1_0000, rest))
@@ -696,7 +691,7 @@ fn cve_2019_14835() -> Res {
             g.rx.submit();
             g.peer.send(&frame(7, 1000))?;
             stopped(&g.rx, &format!("{count} buffers of a byte"))?;
-            flush(&g)?;
+            settle(&g)?;
             check!(log.take()?.is_empty(), "pages of nothing");
             g.restart(0)?;
             // The packet is still there.
@@ -704,7 +699,7 @@ fn cve_2019_14835() -> Res {
             g.rx.add(&[b]);
             g.rx.submit();
             check_eq!(g.rx.wait()?.len as usize, g.hdr + 1000);
-            flush(&g)?;
+            settle(&g)?;
             log.take()?;
         }
     }
@@ -907,7 +902,7 @@ fn iotlb_whole_space() -> Res {
         g.tx.add(&[Seg::r(at, len)]);
         g.tx.submit();
         g.tx.kick();
-        flush(&g)?;
+        settle(&g)?;
         check!(g.peer.try_recv().is_none(), "something was sent");
         for &(iova, size) in maps {
             iotlb::invalidate(&g.net, iova, size)?;

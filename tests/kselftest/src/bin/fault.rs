@@ -31,6 +31,7 @@ use kselftest::net::index;
 use kselftest::net::seq;
 use kselftest::sys::ioctl;
 use kselftest::sys::*;
+use kselftest::task::settle;
 use kselftest::*;
 use libc::EFAULT;
 use libc::EINVAL;
@@ -754,12 +755,6 @@ fn misses() -> Res {
     }
     .run(&mut asked)?;
     gone(asked.g, before)
-}
-
-/// All that the worker had to do is done.
-fn settle(g: &Guest) -> Res {
-    check_eq!(ioctl(&g.net, SET_LOG_FD, &-1i32), 0);
-    Ok(())
 }
 
 /// The worker's allocations and copies, one failing after the other.

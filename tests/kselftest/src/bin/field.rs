@@ -20,6 +20,7 @@ use kselftest::net::tcp_frame;
 use kselftest::net::ETH;
 use kselftest::sys::ioctl;
 use kselftest::sys::State;
+use kselftest::task::settle;
 use kselftest::*;
 use vhost::net::VhostNet;
 
@@ -54,12 +55,6 @@ fn each(test: impl Fn(&mut Guest) -> Res) -> Res {
             })?;
         }
     }
-    Ok(())
-}
-
-/// All that the worker had to do is done.
-fn settle(g: &Guest) -> Res {
-    check_eq!(ioctl(&g.net, sys::SET_LOG_FD, &-1i32), 0);
     Ok(())
 }
 

@@ -28,6 +28,7 @@ use kselftest::sys::Addr;
 use kselftest::sys::Region;
 use kselftest::sys::State;
 use kselftest::sys::VringFile;
+use kselftest::task::settle;
 use kselftest::*;
 use libc::EAGAIN;
 use libc::EBADFD;
@@ -105,12 +106,6 @@ fn running(cfg: Config) -> Res<Guest> {
     g.start()?;
     quiet(&g)?;
     Ok(g)
-}
-
-/// All that the worker had to do is done.
-fn settle(g: &Guest) -> Res {
-    check_eq!(ioctl(&g.net, sys::SET_LOG_FD, &-1i32), 0);
-    Ok(())
 }
 
 /// Waits for a miss: the address, and what the device wants to do there.
