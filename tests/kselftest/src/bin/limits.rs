@@ -1029,6 +1029,8 @@ fn handed_over() -> Res {
         for features in [VERSION_1, VERSION_1 | EVENT_IDX | MRG_RXBUF] {
             let mut g = Guest::unowned(Config {
                 features,
+                // Packets wait for buffers, so the device has some in hand when it is handed over.
+                rx_num: 32,
                 base: 65000,
                 ..config(kernel_thread)
             })?;
