@@ -1005,6 +1005,15 @@ fn indirect_misses() -> Res {
     works(&mut g)
 }
 
+/// Kicks the TX queue, which waits for an address that it has asked for: it asks again. With the C driver it does not.
+fn kick_waiting(g: &mut Guest, asked: (u64, u8)) -> Res {
+    g.tx.kick();
+    if !sys::on_c() {
+        check_eq!(miss(g)?, asked, "after a kick");
+    }
+    Ok(())
+}
+
 /// A queue asks for one address at a time, however often it is kicked.
 fn one_at_a_time() -> Res {
     let mut g = running(config(0))?;
@@ -1020,7 +1029,7 @@ fn one_at_a_time() -> Res {
     check_eq!(miss(&g)?, (first.gpa, RO));
     for _ in 0..5 {
         stuck(&mut g, TX)?;
-        g.tx.kick();
+        kick_waiting(&mut g, (first.gpa, RO))?;
     }
     map_seg(&g, &first)?;
     sent(&mut g, &p)?;
@@ -1040,7 +1049,7 @@ fn answers() -> Res {
     for (from, len) in [(1, 100), (-16, 16), (0x10_0000, 100)] {
         map(&g, s.gpa.wrapping_add_signed(from), len, RO)?;
         stuck(&mut g, TX)?;
-        g.tx.kick();
+        kick_waiting(&mut g, (s.gpa, RO))?;
         stuck(&mut g, TX)?;
     }
     invalidate(&g.net, s.gpa, 1)?;
@@ -1818,7 +1827,6 @@ fn set_again() -> Res {
         let (s, p) = missing(&mut g)?;
         g.net.set_features(FEATURES)?;
         check_eq!(miss(&g)?, (s.gpa, RO), "the miss");
-        g.tx.kick();
         stuck(&mut g, TX)?;
         map_seg(&g, &s)?;
         for (at, len, perm) in parts(&g, TX) {
@@ -1894,12 +1902,14 @@ fn stop_and_start() -> Res {
             check_eq!(miss(&g)?, (s.gpa, RO));
         }
         g.net.set_backend(TX, None)?;
-        no_miss(&g)?;
         check_eq!(base(&g, TX)?, count, "chains taken");
-        // The other queue's miss is cleared as well, and it has another when it is kicked.
-        stuck(&mut g, RX)?;
-        g.rx.kick();
+        if sys::on_c() {
+            // The other queue's miss is cleared as well, and it has another when it is kicked.
+            stuck(&mut g, RX)?;
+            g.rx.kick();
+        }
         check_eq!(miss(&g)?, (b.gpa, WO));
+        stuck(&mut g, RX)?;
         g.net.set_backend(RX, None)?;
         check_eq!(base(&g, RX)?, u32::from(g.rx.used_idx), "chains taken");
         // A stopped queue does not care for mappings.
