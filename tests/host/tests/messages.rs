@@ -29,9 +29,9 @@ fn an_unread_message_keeps_its_place() {
         addr: Iova::new(addr),
         access: Access::Read,
     };
-    assert!(misses.add(1, miss(10), uapi::IOTLB_MSG));
+    assert!(misses.add(1, miss(10), uapi::IOTLB_MSG, false));
     let (_, number) = misses.read().unwrap();
-    assert!(misses.add(0, miss(20), uapi::IOTLB_MSG));
+    assert!(misses.add(0, miss(20), uapi::IOTLB_MSG, false));
     misses.unread(number);
     // Nobody knows of it: it can't have been answered.
     misses.answer(Iova::new(0), u64::MAX, |_| panic!("an answer to nothing"));

@@ -1150,21 +1150,14 @@ fn main() {
         ("signal_set_owner_kernel", signal_set_owner_kernel),
         ("frozen_owner", frozen_owner),
         ("frozen_kernel", frozen_kernel),
-    ];
-    const PENDING: &[Test] = &[
         ("cpu_share_owner", cpu_share_owner),
-        ("cpu_share_kernel", cpu_share_kernel),
         ("cpu_latency_owner", cpu_latency_owner),
-        ("cpu_latency_kernel", cpu_latency_kernel),
         ("cpu_killed_owner", cpu_killed_owner),
-        ("cpu_killed_kernel", cpu_killed_kernel),
         ("freeze_mem_table", freeze_mem_table),
         ("freeze_backend", freeze_backend),
         ("freeze_kick", freeze_kick),
         ("freeze_log_fd", freeze_log_fd),
         ("freeze_two_threads", freeze_two_threads),
-        ("freeze_owner", freeze_owner),
-        ("freeze_reopen", freeze_reopen),
         ("signal_set_owner_restarting", signal_set_owner_restarting),
         ("signal_set_owner_plain", signal_set_owner_plain),
         ("signal_calls", signal_calls),
@@ -1172,6 +1165,15 @@ fn main() {
         ("fdinfo_preempted", fdinfo_preempted),
         ("bind_beside_fault", bind_beside_fault),
         ("fdinfo_beside_fault", fdinfo_beside_fault),
+    ];
+    // What the kernel has no way for: a kernel thread is charged to a group that can't hold it, and a frozen thread can't be
+    // ended, so who gives a device back, or closes it, waits for it.
+    const PENDING: &[Test] = &[
+        ("cpu_share_kernel", cpu_share_kernel),
+        ("cpu_latency_kernel", cpu_latency_kernel),
+        ("cpu_killed_kernel", cpu_killed_kernel),
+        ("freeze_owner", freeze_owner),
+        ("freeze_reopen", freeze_reopen),
     ];
     ktap::run_and(TESTS, PENDING)
 }
