@@ -2207,7 +2207,7 @@ fn log_used() -> Res {
 /// The memory table is replaced under traffic, by one that has other guest addresses for the same memory: from then on the
 /// used ring is logged under those.
 ///
-/// Seen red: `Queue::set_mem` (vhost.rs) without its `update_used_log`.
+/// Seen red: `Queue::set_mem` (vhost/queue_setup.rs) without its `update_used_log`.
 fn log_used_elsewhere() -> Res {
     let (mut g, log) = logging(LOG_ALL, &[])?;
     let table = |g: &Guest, gpa: u64| -> Res {
@@ -2238,6 +2238,8 @@ fn log_used_elsewhere() -> Res {
     g.start()?;
     for at in [first, 0x400_0000, 0x300_0000, first] {
         table(&g, at)?;
+        // What a queue says when it starts is logged, too.
+        settle(&g)?;
         log.take()?;
         let page = |g: &Guest, index| (parts(g, index)[2].0 - BASE + at) / PAGE;
         for i in 0..3 {
