@@ -8,7 +8,6 @@
 mod features;
 mod log;
 mod memtable;
-mod messages;
 mod parameters;
 mod sys;
 mod uapi;
@@ -16,7 +15,6 @@ mod usermem;
 mod vhost;
 mod vhost_net;
 mod vring;
-mod zcopy;
 
 use kernel::prelude::*;
 

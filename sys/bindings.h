@@ -6,6 +6,8 @@
  */
 
 #include <linux/cgroup.h>
+#include <linux/delay.h>
+#include <linux/entry-virt.h>
 #include <linux/errqueue.h>
 #include <linux/eventfd.h>
 #include <linux/fs.h>
@@ -14,6 +16,7 @@
 #include <linux/if_tap.h>
 #include <linux/if_tun.h>
 #include <linux/miscdevice.h>
+#include <linux/netdevice.h>
 #include <linux/net.h>
 #include <linux/page_frag_cache.h>
 #include <linux/poll.h>

@@ -34,6 +34,16 @@ __vhost_helper int rust_helper_cgroup_attach_task_all(struct task_struct *from,
 	return cgroup_attach_task_all(from, task);
 }
 
+/* linux/entry-virt.h */
+
+__vhost_helper void rust_helper_xfer_to_guest_mode_handle_work(void)
+{
+#ifdef CONFIG_VIRT_XFER_TO_GUEST_WORK
+	if (__xfer_to_guest_mode_work_pending())
+		xfer_to_guest_mode_handle_work();
+#endif
+}
+
 /* linux/if_tap.h, linux/if_tun.h */
 
 __vhost_helper struct socket *rust_helper_tap_get_socket(struct file *file)
@@ -84,6 +94,15 @@ __vhost_helper void rust_helper_tun_ptr_free(void *ptr)
 __vhost_helper void rust_helper_tun_wake_queue(struct file *file, int consumed)
 {
 	tun_wake_queue(file, consumed);
+}
+
+/* linux/netdevice.h */
+
+__vhost_helper bool rust_helper_dev_has_ethernet_header(struct sock *sk, const char *name)
+{
+	struct net_device *dev = dev_get_by_name_rcu(sock_net(sk), name);
+
+	return dev && dev->hard_header_len == ETH_HLEN;
 }
 
 /* linux/poll.h */

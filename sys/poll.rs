@@ -41,9 +41,9 @@ pub unsafe trait Pollable {
     fn file(&self) -> NonNull<bindings::file>;
 }
 
-/// Who is told that a file is ready.
+/// Who is told that a file is ready, or that there is something else to do.
 pub trait Wake: Send + Sync + 'static {
-    /// The file that `token` stands for may be ready.
+    /// What `token` stands for may be ready.
     ///
     /// Called in any context, also with interrupts off and the lock of a wait queue held: it must
     /// not sleep.

@@ -16,6 +16,14 @@ pub fn cond_resched() {
     unsafe { bindings::cond_resched() }
 }
 
+/// Sleeps for so many milliseconds, or until a signal is pending.
+///
+/// The caller is in a context that may sleep.
+pub fn sleep_interruptible(msecs: u32) {
+    // SAFETY: As for `cond_resched`.
+    unsafe { bindings::msleep_interruptible(msecs) };
+}
+
 /// Whether another task waits for the CPU.
 #[inline]
 pub fn need_resched() -> bool {

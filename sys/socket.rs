@@ -33,7 +33,10 @@ use kernel::{
     },
     prelude::*,
     static_assert,
-    sync::Arc,
+    sync::{
+        rcu,
+        Arc, //
+    },
     types::ScopeGuard, //
 };
 
@@ -42,6 +45,9 @@ static_assert!(size_of::<Segment>() == size_of::<bindings::iovec>());
 static_assert!(align_of::<Segment>() == align_of::<bindings::iovec>());
 // An iterator that is all zeroes goes over no bytes of one buffer, which are to be written.
 static_assert!(bindings::iter_type_ITER_UBUF == 0 && bindings::ITER_DEST == 0);
+
+/// The most bytes that a [`Kind::Tun`] says of itself: a key and the name of an interface.
+const TUN_FDINFO: usize = 64;
 
 /// What is behind a [`Socket`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +70,8 @@ pub struct Socket {
     sock: NonNull<bindings::socket>,
     file: NonNull<bindings::file>,
     kind: Kind,
+    /// Packets begin with an Ethernet header.
+    ethernet: bool,
     ring: Option<NonNull<local::ptr_ring>>,
 }
 
@@ -106,6 +114,7 @@ impl Socket {
             sock,
             file: file.dismiss(),
             kind: Kind::Packet,
+            ethernet: false,
             ring: None,
         })
     }
@@ -135,12 +144,52 @@ impl Socket {
             }
         })?;
         // INVARIANT: The socket and the ring are part of what the file owns, and so live as long.
-        Ok(Self {
+        let mut this = Self {
             sock: NonNull::new(sock).ok_or(ENOTSOCK)?,
             file: file.dismiss(),
             kind,
+            ethernet: kind == Kind::Tap,
             ring: NonNull::new(ring),
-        })
+        };
+        if kind == Kind::Tun {
+            this.ethernet = this.find_ethernet();
+        }
+        Ok(this)
+    }
+
+    /// Whether the interface of a [`Kind::Tun`] has Ethernet headers (`IFF_TAP`). One that is not
+    /// found, for it was moved to another network namespace since, is said to have none.
+    fn find_ethernet(&self) -> bool {
+        let mut text = [0u8; TUN_FDINFO];
+        let mut seq = bindings::seq_file {
+            buf: text.as_mut_ptr().cast(),
+            size: text.len(),
+            ..Default::default()
+        };
+        // The file says which interface it is, to who asks for `fdinfo`; there is no other way.
+        // SAFETY: By the type invariant the file is valid, and so are its operations. The function
+        // adds to the buffer of `seq` and its count, which are valid, and to nothing else.
+        let shown = unsafe {
+            let file = self.file.as_ptr();
+            (*(*file).f_op).show_fdinfo.map(|show| show(&mut seq, file))
+        };
+        if shown.is_none() {
+            return false;
+        }
+        let text = text.get(..seq.count).unwrap_or(&[]);
+        let name = text.strip_prefix(b"iff:\t").and_then(|name| name.strip_suffix(b"\n"));
+        let mut zeroed = [0u8; bindings::IFNAMSIZ as usize];
+        let Some(room) = name.and_then(|name| zeroed.get_mut(..name.len())) else {
+            return false;
+        };
+        room.copy_from_slice(name.unwrap_or(&[]));
+        if zeroed.last() != Some(&0) {
+            return false;
+        }
+        let _guard = rcu::read_lock();
+        // SAFETY: By the type invariant the socket is valid. The name ends with a zero, and the
+        // critical section keeps the interface alive.
+        unsafe { local::dev_has_ethernet_header(self.sk(), zeroed.as_ptr().cast()) }
     }
 
     /// What is behind the socket.
@@ -153,12 +202,12 @@ impl Socket {
         self.sock == other.sock
     }
 
-    /// Whether packets may be sent in [batches](XdpBatch): it is a tap that never makes its
-    /// senders wait.
+    /// Whether packets may be sent in [batches](XdpBatch): it is a tap of an Ethernet that never
+    /// makes its senders wait.
     #[inline]
     pub fn takes_batches(&self) -> bool {
         // SAFETY: By the type invariant the socket is valid.
-        self.kind != Kind::Packet && unsafe { local::sk_sndbuf(self.sk()) } == c_int::MAX
+        self.ethernet && unsafe { local::sk_sndbuf(self.sk()) } == c_int::MAX
     }
 
     /// Whether an XDP program runs on the packets that are sent, which wants headroom in them.
@@ -329,7 +378,8 @@ impl Socket {
     /// Receives a packet of at most `len` bytes into `segments`, if any, without their first
     /// `skip` bytes. `control` goes to a tap as the packet that it is to deliver.
     ///
-    /// Returns the number of bytes that the packet has, or fails as the socket's `recvmsg` does.
+    /// Returns the number of bytes that the packet has. Fails as the socket's `recvmsg` does, and
+    /// with [`EFAULT`] if a packet of `len` bytes could not be written.
     ///
     /// # Safety
     ///
@@ -356,7 +406,13 @@ impl Socket {
         // valid for the call: the iterator goes over `segments`, which are borrowed until this
         // returns, or is all zeroes, which is one over no user memory.
         let received = unsafe { recvmsg(sock, &mut msg, len, flags) };
-        usize::try_from(received).map_err(|_| Error::from_errno(received))
+        let received = usize::try_from(received).map_err(|_| Error::from_errno(received))?;
+        // A tap does not say so when it could not write the packet.
+        // SAFETY: The iterator was initialised, or is all zeroes: in both cases it has a count.
+        if received == len && unsafe { msg.msg_iter.__bindgen_anon_1.__bindgen_anon_1.as_ref() }.count > 0 {
+            return Err(EFAULT);
+        }
+        Ok(received)
     }
 
     /// The length in bytes of the packet at the head of the socket's own queue; 0 if there is
@@ -613,9 +669,9 @@ impl Receiver {
     /// their first `skip` bytes. Never waits. A tap's packet is gone afterwards, also after an
     /// error.
     ///
-    /// Returns the number of bytes that the packet has. Fails with [`EAGAIN`] if there is no
-    /// packet any more, or as the socket's `recvmsg` does. A tap need not tell if `segments` could
-    /// not be written.
+    /// Returns the number of bytes that the packet has. Fails with [`EFAULT`] if it has `len` bytes
+    /// and `segments` can't be written, with [`EAGAIN`] if there is no packet any more, or as the
+    /// socket's `recvmsg` does.
     #[inline(always)]
     pub fn receive(&mut self, segments: &Segments, skip: usize, len: usize) -> Result<usize> {
         self.receive_to(Some(segments), skip, len)

@@ -738,8 +738,6 @@ impl Work for Writer {
         self.runs.fetch_add(1, Full);
         self.done.complete_all();
     }
-
-    fn killed(&self) {}
 }
 
 #[kunit_tests(vhost_net_kthread)]

@@ -25,10 +25,6 @@ pub trait Work: Send + Sync + 'static {
 
     /// Does it.
     fn run(&self, batch: Self::Batch);
-
-    /// The owner's process is being killed: nothing is taken or run any more. Called by the task,
-    /// if it belongs to a process.
-    fn killed(&self);
 }
 
 /// A thread in the process of the task that made it.
@@ -91,16 +87,15 @@ impl<T: Work> VhostTask<T> {
         // SAFETY: Sets the state of the current task, which is awake.
         unsafe { bindings::set_current_running() };
         work.run(batch);
+        // What a thread has to do before it goes back to user space, where this one never goes: a
+        // CPU limit takes it off the CPU here. A signal is left to who calls this.
+        // SAFETY: The current task holds no lock.
+        unsafe { bindings::xfer_to_guest_mode_handle_work() };
         true
     }
 
-    /// # Safety
-    ///
-    /// `arg` points to a `T`.
-    unsafe extern "C" fn killed(arg: *mut c_void) {
-        // SAFETY: By the safety requirement.
-        unsafe { &*arg.cast::<T>() }.killed();
-    }
+    /// The process is being killed. It is enough that `run` is called no more.
+    extern "C" fn killed(_arg: *mut c_void) {}
 }
 
 impl<T: Work> Drop for VhostTask<T> {

@@ -152,7 +152,7 @@ static_assert!(HEADER_MAX <= 32);
 ///
 /// # Invariants
 ///
-/// `header` is at most [`HEADER_MAX`], and `pad` is `header` and the pad of the network stack, or
+/// `header` is at most [`HEADER_MAX`] and `least`, and `pad` is `header` and the pad of the network stack, or
 /// more.
 #[derive(Clone, Copy)]
 pub struct Layout {
@@ -160,6 +160,8 @@ pub struct Layout {
     header: usize,
     /// Where the packet is, with its header in front of it.
     pad: usize,
+    /// The least bytes that a packet has with its header.
+    least: usize,
 }
 
 impl Layout {
@@ -175,7 +177,11 @@ impl Layout {
         // SAFETY: The function returns a constant.
         let pad = align(unsafe { local::net_rx_pad() } + headroom + header);
         // INVARIANT: Checked and added above.
-        Ok(Self { header, pad })
+        Ok(Self {
+            header,
+            pad,
+            least: header.max(1),
+        })
     }
 
     /// The size in bytes of the header.
@@ -215,13 +221,17 @@ impl XdpBatch {
     /// Returns the header, to be checked.
     ///
     /// Fails with [`ENOSPC`] if the packet is too long for a buffer, or the batch is full; with
-    /// [`EINVAL`] if it is shorter than its header; with [`EFAULT`] if `segments` can't be read;
+    /// [`EINVAL`] if it is shorter than its header, or empty; with [`EFAULT`] if `segments` can't be read;
     /// and with [`ENOMEM`].
     #[inline(always)]
     pub fn push(&mut self, layout: Layout, segments: &Segments, skip: usize) -> Result<&mut [u8]> {
-        let Layout { header, pad } = layout;
+        let Layout { header, pad, least } = layout;
         let len = segments.total().saturating_sub(skip);
-        let data_len = len.checked_sub(header).ok_or(EINVAL)?;
+        if len < least {
+            return Err(EINVAL);
+        }
+        // `least` is no less than `header`.
+        let data_len = len.wrapping_sub(header);
         // The packet may have any length: look at it before the sum can overflow.
         if data_len > local::FRAG_SIZE || self.len() >= BATCH {
             return Err(ENOSPC);

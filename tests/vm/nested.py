@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -33,6 +34,8 @@ class EmulatorFlaw(Exception):
 
 
 ATTEMPTS = 5
+# Seconds that QEMU gets for an answer, on a busy machine.
+PATIENCE = 120
 
 
 def attempts(run):
@@ -67,15 +70,16 @@ def read(path):
         return ""
 
 
-def add_tap(name):
-    run("ip", "tuntap", "add", name, "mode", "tap", "vnet_hdr")
+def add_tap(name, queues=1):
+    several = ["multi_queue"] if queues > 1 else []
+    run("ip", "tuntap", "add", name, "mode", "tap", "vnet_hdr", *several)
     run("ip", "link", "set", name, "up")
 
 
 class Guest:
     """A QEMU whose network device is the tap of its name, with the files that make-guest made."""
 
-    def __init__(self, tap, files, *options, device="", iommu=None):
+    def __init__(self, tap, files, *options, device="", iommu=None, queues=1):
         # Room for what arrives while a busy machine does not run the receiver.
         for name in ("rmem_max", "rmem_default"):
             pathlib.Path(f"/proc/sys/net/core/{name}").write_text("4194304")
@@ -88,12 +92,17 @@ class Guest:
             iommu_options = ["-device", "intel-iommu,device-iotlb=on,intremap=off"]
             append += f" intel_iommu=on {IOMMU[iommu]}"
             device += ",disable-legacy=on,iommu_platform=on,ats=on"
+        netdev = f"tap,id=net,ifname={tap},script=no,downscript=no,vhost=on,vhostforce=on"
+        if queues > 1:
+            # A vector for each queue, the configuration and the control queue.
+            netdev += f",queues={queues}"
+            device += f",mq=on,vectors={2 * queues + 2}"
         command = [
             "qemu-system-x86_64", "-accel", "kvm", "-machine", "q35", "-cpu", "qemu64,+x2apic", "-m", "384M",
             "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
             "-kernel", f"{files}/bzImage", "-initrd", f"{files}/initramfs",
             "-append", append, *iommu_options, "-serial", f"file:{self.log}",
-            "-netdev", f"tap,id=net,ifname={tap},script=no,downscript=no,vhost=on,vhostforce=on",
+            "-netdev", netdev,
             "-device", f"virtio-net-pci,netdev=net,mac=52:54:00:12:34:56,modern-pio-notify=on{device}",
             *options,
         ]  # fmt: skip
@@ -136,22 +145,34 @@ class Guest:
         if len(read(self.log)) == said:
             raise EmulatorFlaw(f"it is frozen; it said last:\n{read(self.log)[-300:]}")
 
-    def fdinfo(self):
-        """What the module tells of the device that QEMU has open."""
-        folder = f"/proc/{self.process.pid}"
-        for fd in os.listdir(f"{folder}/fd"):
+    def fdinfos(self):
+        """What the module tells of the devices that QEMU has open, one for each pair of queues."""
+        folder, devices = f"/proc/{self.process.pid}", []
+        for fd in sorted(os.listdir(f"{folder}/fd"), key=int):
             try:
                 if os.readlink(f"{folder}/fd/{fd}") == "/dev/vhost-net":
                     lines = read(f"{folder}/fdinfo/{fd}").splitlines()
-                    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+                    devices.append({key: value.strip() for key, _, value in (line.partition(":") for line in lines)})
             except FileNotFoundError:
                 continue
-        raise Failure("QEMU has no /dev/vhost-net open")
+        if not devices:
+            raise Failure("QEMU has no /dev/vhost-net open")
+        return devices
+
+    def fdinfo(self):
+        return self.fdinfos()[0]
+
+    def all_counters(self):
+        """The numbers of each device."""
+        if not COUNTED:
+            return []
+        return [
+            {key: int(value) for key, value in device.items() if re.match(r"[rt]x-.*", key) and value.isdigit()}
+            for device in self.fdinfos()
+        ]
 
     def counters(self):
-        if not COUNTED:
-            return {}
-        return {key: int(value) for key, value in self.fdinfo().items() if re.match(r"[rt]x-.*", key) and value.isdigit()}
+        return self.all_counters()[0] if COUNTED else {}
 
     def worker_time(self):
         """The processor time of vhost's worker in nanoseconds."""
@@ -183,3 +204,39 @@ class Guest:
         self.process.kill()
         self.process.wait()
         subprocess.run(["ip", "link", "del", self.tap], check=False)
+
+
+class Monitored(Guest):
+    """A QEMU with a monitor."""
+
+    def __init__(self, tap, files, *options, **arguments):
+        self.socket = f"/tmp/{tap}.qmp"
+        super().__init__(tap, files, "-qmp", f"unix:{self.socket},server=on,wait=off", *options, **arguments)
+
+    def monitor(self):
+        end = time.monotonic() + PATIENCE
+        connection = socket.socket(socket.AF_UNIX)
+        while connection.connect_ex(self.socket):
+            self.check_alive()
+            if time.monotonic() > end:
+                raise Failure("QEMU has no monitor")
+            time.sleep(0.1)
+        connection.settimeout(PATIENCE)
+        self.qmp = connection.makefile("rw")
+        self.execute("qmp_capabilities")
+
+    def execute(self, command, **arguments):
+        arguments = {key.replace("_", "-"): value for key, value in arguments.items()}
+        try:
+            print(json.dumps({"execute": command, "arguments": arguments}), file=self.qmp, flush=True)
+            for line in self.qmp:
+                answer = json.loads(line)
+                if "error" in answer:
+                    raise Failure(f"{command}: {answer['error']['desc']}")
+                if "return" in answer:
+                    return answer["return"]
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        self.wait_until_ended()
+        self.check_alive()
+        raise Failure(f"{command}: QEMU closed its monitor")

@@ -203,7 +203,10 @@ pub fn messages(u: &mut Unstructured<'_>) -> Result<Vec<messages::Op>> {
             5 => Op::Unread(u.int_in_range(0..=2)?),
             6 => Op::Answer(addr(u)?, u.int_in_range(1..=6)?),
             7 => Op::Answer(addr(u)?, u.arbitrary()?),
-            8 => [Op::Clear, Op::Close][usize::from(u.arbitrary::<bool>()?)].clone(),
+            8 => match u.int_in_range(0..=QUEUES + 1)? {
+                queue if queue <= QUEUES => Op::Forget(queue),
+                _ => Op::Close,
+            },
             _ => Op::Open,
         })
     })

@@ -26,6 +26,15 @@ const SITES: [(&str, Kind); 3] = [
     ("fail_usercopy", Kind::Copy),
 ];
 
+/// Sets what decides of allocations.
+fn set(name: &str, value: u32) -> Res {
+    for (site, _) in SITES.iter().filter(|(_, kind)| *kind == Kind::Alloc) {
+        let file = format!("/sys/kernel/debug/{site}/{name}");
+        std::fs::write(file, value.to_string())?;
+    }
+    Ok(())
+}
+
 /// How many more may fail. The kernel counts it down, and so says which of the three it was.
 const TIMES: u32 = 1 << 30;
 
@@ -95,16 +104,6 @@ impl Faults {
     /// The next `count` allocations from each source fail, one after the other, so that falling back on another does not
     /// help; then there is memory again. Fails if none of them failed while `f` ran, or if `f` does.
     pub fn starved(&mut self, count: u32, f: impl FnOnce() -> Res) -> Res {
-        let sites = || SITES.iter().filter(|(_, kind)| *kind == Kind::Alloc);
-        let set = |name: &str, value: u32| -> Res {
-            for (site, _) in sites() {
-                std::fs::write(
-                    format!("/sys/kernel/debug/{site}/{name}"),
-                    value.to_string(),
-                )?;
-            }
-            Ok(())
-        };
         // Only in the thread that is marked.
         let mark = format!("{}/make-it-fail", self.thread);
         let result = (|| {
@@ -121,10 +120,15 @@ impl Faults {
             Ok(())
         })();
         std::fs::write(&mark, "0")?;
+        Self::calm()?;
+        result
+    }
+
+    /// No allocation fails any more, also when who was [starved](Self::starved) died of it.
+    pub fn calm() -> Res {
         set("probability", 0)?;
         set("times", TIMES)?;
-        set("task-filter", 0)?;
-        result
+        set("task-filter", 0)
     }
 
     /// What failed since then, if it came to that.

@@ -135,37 +135,26 @@ impl Guest {
 
     /// A guest whose device has everything but its backends.
     pub fn stopped(cfg: Config) -> Res<Self> {
+        let g = Self::unowned(cfg)?;
+        g.set_up()?;
+        Ok(g)
+    }
+
+    /// A guest whose device has no owner yet.
+    pub fn unowned(cfg: Config) -> Res<Self> {
         let mem = Arc::new(Mem::new(&cfg.regions)?);
         let rx = Ring::new(&mem, cfg.rx_num, &cfg)?;
         let tx = Ring::new(&mem, cfg.tx_num, &cfg)?;
         let tap = Tap::new("tap0", cfg.backend_hdr())?;
         let peer = Peer::new(tap.index, cfg.peer_vnet)?;
         let net = Net::new(mem.as_vm_memory()?)?;
-        if cfg.kernel_thread {
-            check_eq!(sys::ioctl(&net, sys::SET_FORK_FROM_OWNER, &0u8), 0);
-        }
-        net.set_owner()?;
-        if cfg.tunnel != 0 {
-            let features = [2, cfg.features, cfg.tunnel];
-            check_eq!(sys::ioctl(&net, sys::SET_FEATURES_ARRAY, &features), 0);
-        } else {
-            net.set_features(cfg.features)?;
-        }
-        for index in [RX, TX].into_iter().filter(|_| cfg.big_endian) {
-            let state = sys::State {
-                index: index as u32,
-                num: sys::BIG_ENDIAN,
-            };
-            check_eq!(sys::ioctl(&net, sys::SET_VRING_ENDIAN, &state), 0);
-        }
         let view = if cfg.apart {
             mem.map_again()?
         } else {
             mem.regions().to_vec()
         };
-        net.set_mem_table(&Mem::table(&view))?;
         let hdr = cfg.hdr();
-        let g = Guest {
+        Ok(Guest {
             cfg,
             mem,
             view,
@@ -175,10 +164,32 @@ impl Guest {
             tap,
             peer,
             hdr,
-        };
-        g.set_vring(RX)?;
-        g.set_vring(TX)?;
-        Ok(g)
+        })
+    }
+
+    /// Makes this process the owner, and tells the device all but its backends.
+    pub fn set_up(&self) -> Res {
+        let (net, cfg) = (&self.net, &self.cfg);
+        if cfg.kernel_thread {
+            check_eq!(sys::ioctl(net, sys::SET_FORK_FROM_OWNER, &0u8), 0);
+        }
+        net.set_owner()?;
+        if cfg.tunnel != 0 {
+            let features = [2, cfg.features, cfg.tunnel];
+            check_eq!(sys::ioctl(net, sys::SET_FEATURES_ARRAY, &features), 0);
+        } else {
+            net.set_features(cfg.features)?;
+        }
+        for index in [RX, TX].into_iter().filter(|_| cfg.big_endian) {
+            let state = sys::State {
+                index: index as u32,
+                num: sys::BIG_ENDIAN,
+            };
+            check_eq!(sys::ioctl(net, sys::SET_VRING_ENDIAN, &state), 0);
+        }
+        net.set_mem_table(&Mem::table(&self.view))?;
+        self.set_vring(RX)?;
+        self.set_vring(TX)
     }
 
     /// Tells the device all of a ring. With a device IOTLB, guest addresses are what is translated.

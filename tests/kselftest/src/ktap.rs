@@ -55,6 +55,16 @@ pub fn run(tests: &[Test]) -> ! {
     std::process::exit(!all(tests) as i32)
 }
 
+/// As [`run`], and with PENDING=1 also `pending`: tests of what is right, which the driver does not do yet. So the default
+/// run stays green; whoever mends the driver moves the test's line.
+pub fn run_and(tests: &[Test], pending: &[Test]) -> ! {
+    let more = match std::env::var("PENDING").as_deref() {
+        Ok("1") => pending,
+        _ => &[],
+    };
+    run(&[tests, more].concat())
+}
+
 /// As [`run`], for a program that has more to do: did all tests pass?
 pub fn all(tests: &[Test]) -> bool {
     let only = std::env::args().nth(1).unwrap_or_default();

@@ -10,6 +10,7 @@
 //!
 //! Nothing here passes or fails by the clock; the time-outs only turn a hang into a failure.
 
+pub mod cgroup;
 pub mod dirty;
 pub mod fault;
 pub mod guest;
@@ -20,6 +21,7 @@ pub mod net;
 pub mod ring;
 pub mod rings;
 pub mod sys;
+pub mod task;
 pub mod traffic;
 
 use std::time::Duration;

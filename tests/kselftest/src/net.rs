@@ -29,6 +29,7 @@ const TUNSETVNETBE: u64 = 0x4004_54de;
 const SIOCBRADDBR: u64 = 0x89a0;
 const SIOCBRADDIF: u64 = 0x89a2;
 
+const IFF_TUN: i16 = 0x0001;
 const IFF_TAP: i16 = 0x0002;
 const IFF_BACKPRESSURE: i16 = 0x0080;
 const IFF_MULTI_QUEUE: i16 = 0x0100;
@@ -171,6 +172,13 @@ impl Tap {
         if_ioctl(libc::SIOCSIFFLAGS, &mut r)
     }
 
+    /// As [`Self::new`], an interface whose packets have no Ethernet header.
+    pub fn tun(name: &str, hdr: usize) -> Res<Self> {
+        let tun = Self::open_kind("/dev/net/tun", name, hdr, IFF_TUN)?;
+        tun.up(2048)?;
+        Ok(tun)
+    }
+
     /// Attaches to a tap interface, made if it does not exist. It may be attached to only once.
     pub fn attach(name: &str, hdr: usize) -> Res<Self> {
         Self::open("/dev/net/tun", name, hdr, 0)
@@ -212,6 +220,10 @@ impl Tap {
     }
 
     fn open(node: &str, name: &str, hdr: usize, flags: i16) -> Res<Self> {
+        Self::open_kind(node, name, hdr, IFF_TAP | flags)
+    }
+
+    fn open_kind(node: &str, name: &str, hdr: usize, flags: i16) -> Res<Self> {
         let fd = OpenOptions::new()
             .read(true)
             .write(true)
@@ -219,7 +231,7 @@ impl Tap {
             .open(node)?;
         let mut r = Ifreq::new(name);
         let vnet = if hdr != 0 { IFF_VNET_HDR } else { 0 };
-        r.value[0] = (IFF_TAP | IFF_NO_PI | vnet | flags) as u32;
+        r.value[0] = (IFF_NO_PI | vnet | flags) as u32;
         ioctl(&fd, TUNSETIFF, &mut r as *mut Ifreq as usize)?;
         if hdr != 0 {
             ioctl(&fd, TUNSETVNETHDRSZ, &(hdr as i32) as *const i32 as usize)?;

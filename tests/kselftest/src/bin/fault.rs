@@ -10,9 +10,13 @@
 use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::fs::File;
+use std::io::Read;
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
+use std::path::PathBuf;
 use std::ptr::null;
+use std::time::Duration;
 
 use kselftest::dirty::Bitmap;
 use kselftest::fault::Faults;
@@ -1263,6 +1267,74 @@ fn starved() -> Res {
     gone(g, before)
 }
 
+/// A guest with a packet that the device will send as soon as it has found its ring again, and the device's worker.
+fn hungry() -> Res<(Guest, Vec<u8>, i32)> {
+    let mut g = Guest::stopped(config(IOTLB))?;
+    let ring = pieces(&mut g)?;
+    g.start()?;
+    flow(&mut g)?;
+    ring.moved(&g)?;
+    settle(&g)?;
+    let p = frame(1, 60);
+    let at = g.place(&p);
+    g.tx.add(&[Seg::r(at, g.hdr + p.len())]);
+    Ok((g, p, worker()?))
+}
+
+/// More failures than anyone will wait for.
+const ENDLESS: u32 = 1 << 29;
+
+/// No memory for a long time: the queue tries again, but not all the time, and gets on by itself when there is some.
+fn starved_for_long() -> Res {
+    let before = descriptors()?;
+    let (mut g, p, worker) = hungry()?;
+    let thread = PathBuf::from(format!("/proc/self/task/{worker}"));
+    let mut faults = Faults::of_thread(worker)?;
+    faults.starved(ENDLESS, || {
+        g.tx.submit();
+        std::thread::sleep(Duration::from_millis(500));
+        let (window, begin) = (Duration::from_secs(3), task::cpu_time(&thread)?);
+        std::thread::sleep(window);
+        let used = task::cpu_time(&thread)? - begin;
+        println!("# the worker ran for {used:?} of {window:?}");
+        check!(
+            used < window / 4,
+            "without memory the worker ran for {used:?} of {window:?}"
+        );
+        check!(g.tx.pop().is_none(), "a packet was sent without memory");
+        // The owner's own calls do not wait for it.
+        settle(&g)
+    })?;
+    drop(faults);
+    g.tx.wait()?;
+    same(&g.peer.recv()?, &p, "the packet")?;
+    flow(&mut g)?;
+    gone(g, before)
+}
+
+/// Nor does it live longer than its owner.
+fn starved_and_killed() -> Res {
+    let (mut here, mut there) = std::os::unix::net::UnixStream::pair()?;
+    let mut child = task::Child::new(|| {
+        let (mut g, _, worker) = hungry()?;
+        Faults::of_thread(worker)?.starved(ENDLESS, || {
+            g.tx.submit();
+            there.write_all(&[1])?;
+            std::thread::sleep(Duration::from_secs(1000));
+            Ok(())
+        })
+    })?;
+    let ready = here.read_exact(&mut [0]);
+    std::thread::sleep(Duration::from_secs(1));
+    child.signal(libc::SIGKILL);
+    let status = child.wait(0, Duration::from_secs(20));
+    let states = task::states(child.pid);
+    Faults::calm()?;
+    ready?;
+    check!(status.is_some(), "not ended by SIGKILL: {states}");
+    Ok(())
+}
+
 /// Packets that lie where they are until they are sent, and get their pages copied at the other end.
 fn zero_copy() -> Res {
     let before = descriptors()?;
@@ -1308,5 +1380,9 @@ fn main() {
         ("starved", starved),
         ("zero_copy", zero_copy),
     ];
-    ktap::run(TESTS)
+    const PENDING: &[Test] = &[
+        ("starved_for_long", starved_for_long),
+        ("starved_and_killed", starved_and_killed),
+    ];
+    ktap::run_and(TESTS, PENDING)
 }

@@ -12,6 +12,7 @@
 use crate::{
     memtable::Segments,
     sys::{
+        poll::Wake,
         socket::Socket,
         uaccess::CurrentMm,
         ubuf::{
@@ -21,19 +22,17 @@ use crate::{
             MAX_PACKETS, //
         },
     },
-    vhost::{
-        user_bufs,
-        Driver,
-        Queue,
-        Worker, //
-    },
+    vhost::WorkBits,
     vring::{
         Deferred,
         Take,
         Vring, //
     }, //
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
 
 /// Shorter packets, of so many bytes with the backend's header, are copied in less time.
 const MIN_LEN: usize = 256;
@@ -43,8 +42,8 @@ const PERIOD: u32 = 1024;
 const PACKETS_A_FAILURE: u32 = 64;
 
 /// The packets of a queue that are sent without a copy.
-pub struct ZeroCopy<D: Driver> {
-    bufs: UserBufs<Worker<D>>,
+pub struct ZeroCopy<W: Wake> {
+    bufs: UserBufs<W>,
     /// The chain of each packet in `bufs`, in the slot that it has there.
     chains: KVec<Option<Deferred>>,
     /// The packets of this period, whichever way they went.
@@ -55,18 +54,17 @@ pub struct ZeroCopy<D: Driver> {
     held: bool,
 }
 
-impl<D: Driver> ZeroCopy<D> {
-    /// Makes it for a queue that has an owner.
+impl<W: Wake> ZeroCopy<W> {
+    /// Makes it for queue `index`, which `worker` runs: also when some packets are done.
     ///
-    /// Fails with [`EPERM`] if the queue has none, and with [`ENOMEM`].
-    pub fn new(queue: &Queue<D>) -> Result<Self> {
-        let worker = queue.worker().ok_or(EPERM)?;
+    /// Fails with [`ENOMEM`].
+    pub fn new(index: usize, worker: Arc<W>) -> Result<Self> {
         let mut chains = KVec::with_capacity(MAX_PACKETS, GFP_KERNEL)?;
         for _ in 0..MAX_PACKETS {
             chains.push(None, GFP_KERNEL)?;
         }
         Ok(Self {
-            bufs: user_bufs(queue.index(), worker)?,
+            bufs: UserBufs::new(worker, WorkBits::ready(index))?,
             chains,
             packets: 0,
             failures: 0,
@@ -137,7 +135,7 @@ impl<D: Driver> ZeroCopy<D> {
 
     /// Lets no packet go without a copy until [`Self::go_on`]. Returns those on their way, to be
     /// waited for.
-    pub fn hold(&mut self) -> InFlight<Worker<D>> {
+    pub fn hold(&mut self) -> InFlight<W> {
         self.held = true;
         self.in_flight()
     }
@@ -148,7 +146,7 @@ impl<D: Driver> ZeroCopy<D> {
     }
 
     /// The packets on their way, to be waited for.
-    pub fn in_flight(&self) -> InFlight<Worker<D>> {
+    pub fn in_flight(&self) -> InFlight<W> {
         self.bufs.in_flight()
     }
 }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The messages that a device sends to its owner: misses of the IOTLB.
+//! The misses of the IOTLB, which a device tells its owner.
 //!
 //! A queue that comes upon an address that the IOTLB does not know stops and tells the owner, who
 //! reads that as a message (`VHOST_IOTLB_MISS`) and answers with an update. A queue has one miss
-//! at a time: it goes on at an answer to that one, which comes after the message was read.
+//! at a time: it goes on at an answer to that one, which comes after the message was read. If none
+//! comes, for the owner may have failed, a kick has the queue look again, and ask again.
 
 #![forbid(unsafe_code)]
 
@@ -24,7 +25,10 @@ struct Waiting {
     kind: u32,
     /// Misses are read in the order of these.
     number: u64,
+    /// The message was read, and is not to be read again.
     read: bool,
+    /// It was read at least once: it may be answered.
+    asked: bool,
 }
 
 /// The misses of a device with `N` queues.
@@ -55,34 +59,38 @@ impl<const N: usize> Misses<N> {
         self.open = true;
     }
 
-    /// Forgets all misses.
-    pub fn clear(&mut self) {
-        self.queues = [None; N];
+    /// Forgets the miss of queue `index`.
+    pub fn forget(&mut self, index: usize) {
+        if let Some(slot) = self.queues.get_mut(index) {
+            *slot = None;
+        }
     }
 
     /// Forgets all misses; there will be no more.
     pub fn close(&mut self) {
-        self.clear();
+        self.queues = [None; N];
         self.open = false;
     }
 
-    /// Adds a miss of queue `index`, as a message of type `kind`. Returns false if the queue has
-    /// one already, which comes first.
+    /// Adds a miss of queue `index`, as a message of type `kind`. It takes the place of one that was
+    /// read and not answered. Returns false if one was not read yet, which comes first.
     pub fn add(&mut self, index: usize, miss: Miss, kind: u32) -> bool {
-        let number = self.next_number;
-        match self.queues.get_mut(index) {
-            Some(slot @ None) => {
-                *slot = Some(Waiting {
-                    miss,
-                    kind,
-                    number,
-                    read: false,
-                });
-                self.next_number += 1;
-                true
-            }
-            _ => false,
+        let Some(slot) = self.queues.get_mut(index) else {
+            return false;
+        };
+        if slot.is_some_and(|waiting| !waiting.read) {
+            return false;
         }
+        *slot = Some(Waiting {
+            miss,
+            kind,
+            number: self.next_number,
+            read: false,
+            // The answer to the first message may be on its way.
+            asked: slot.is_some_and(|waiting| waiting.miss == miss),
+        });
+        self.next_number += 1;
+        true
     }
 
     /// Whether there is a message to read.
@@ -99,6 +107,7 @@ impl<const N: usize> Misses<N> {
             .filter(|waiting| !waiting.read)
             .min_by_key(|waiting| waiting.number)?;
         waiting.read = true;
+        waiting.asked = true;
         let message = uapi::Message {
             kind: waiting.kind,
             asid: 0,
@@ -120,16 +129,17 @@ impl<const N: usize> Misses<N> {
         for waiting in self.queues.iter_mut().flatten() {
             if waiting.number == number {
                 waiting.read = false;
+                waiting.asked = false;
             }
         }
     }
 
-    /// Removes the misses that were read and whose address is one of `size` from `addr`. Calls `f`
+    /// Removes the misses that were read once and whose address is one of `size` from `addr`. Calls `f`
     /// with the index of each one's queue.
     pub fn answer(&mut self, addr: Iova, size: u64, mut f: impl FnMut(usize)) {
         for (index, slot) in self.queues.iter_mut().enumerate() {
             let answered = slot.is_some_and(|waiting| {
-                waiting.read && waiting.miss.addr.get().wrapping_sub(addr.get()) < size
+                waiting.asked && waiting.miss.addr.get().wrapping_sub(addr.get()) < size
             });
             if answered {
                 *slot = None;

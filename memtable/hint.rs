@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Guesses at where an address is mapped.
+
+#![forbid(unsafe_code)]
+
+/// How many guesses there are. A `u8` names one.
+const GUESSES: usize = 1 << u8::BITS;
+
+/// Guesses at which map an address falls into: the one where the last address in the same page, or
+/// in one that shares its guess, was found.
+///
+/// They belong to the user of the maps, so that queues don't share them. A wrong one costs a
+/// search.
+#[derive(Clone, Debug)]
+pub struct Hint([u16; GUESSES]);
+
+impl Default for Hint {
+    fn default() -> Self {
+        Self([0; GUESSES])
+    }
+}
+
+impl Hint {
+    /// The guess for `addr`. The multiplier is one by which nearly all of 64 addresses at the same
+    /// distance from each other, any power of two from a page to 1 GiB, have different ones.
+    #[inline(always)]
+    fn number(addr: u64) -> usize {
+        let hash = (addr >> 12).wrapping_mul(0xcd61_3e30_d8f1_6adf);
+        usize::from((hash >> (u64::BITS - u8::BITS)) as u8)
+    }
+
+    #[inline(always)]
+    pub(super) fn guess(&self, addr: u64) -> usize {
+        usize::from(self.0[Self::number(addr)])
+    }
+
+    pub(super) fn learn(&mut self, addr: u64, index: usize) {
+        // Of more maps than that, the others are searched for each time.
+        self.0[Self::number(addr)] = index as u16;
+    }
+}

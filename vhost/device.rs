@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The generic vhost device: its owner, its queues, and who may have what locked.
+//!
+//! Lock order: the device's state, then its queues by their index, then the IOTLB, then the
+//! misses. What a turn of the worker uses is under the mutexes of its queue and of the IOTLB; the
+//! other queue it only tries to lock. The worker is never stopped, and never waited for, under the
+//! mutex of a queue.
+
+#![forbid(unsafe_code)]
+
+use super::{
+    guard,
+    misses::Misses,
+    queue::{
+        self,
+        QueueState, //
+    },
+    shown::Shown,
+    state::{
+        Owner,
+        State, //
+    },
+    work::{
+        WorkBits,
+        QUEUES, //
+    },
+    worker::{
+        self,
+        Run, //
+    }, //
+};
+use crate::{
+    features::Features,
+    memtable::{
+        Iotlb,
+        MemTable, //
+    },
+    sys::sched::cond_resched,
+    uapi,
+    vring::Fault, //
+};
+use kernel::{
+    new_mutex,
+    new_poll_condvar,
+    new_spinlock,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        lock::mutex::MutexGuard,
+        poll::PollCondVar,
+        Arc,
+        ArcBorrow,
+        Mutex,
+        SpinLock, //
+    }, //
+};
+
+/// The worker of a device.
+pub type Worker<D> = worker::Worker<Device<D>>;
+
+/// A queue of a device, locked.
+pub type QueueGuard<'a, D> = guard::QueueGuard<'a, <D as Driver>::Queue, Worker<D>>;
+
+/// A queue of a device.
+pub type Queue<D> = queue::Queue<<D as Driver>::Queue, Worker<D>>;
+
+/// A kind of vhost device.
+pub trait Driver: Sized + Send + Sync + 'static {
+    /// The names of the queues in `fdinfo`.
+    const QUEUE_NAMES: [&'static CStr; QUEUES];
+
+    /// What the driver keeps for each queue, under the queue's mutex.
+    type Queue: QueueState;
+
+    /// Makes the state of queue `index`. Fails with [`ENOMEM`].
+    fn new_queue(index: usize) -> Result<Self::Queue>;
+
+    /// Moves what can be moved through queue `index`. Called by the worker.
+    fn run(device: &Device<Self>, index: usize, cause: Cause);
+
+    /// Waits until nothing that was begun before uses guest memory any more.
+    ///
+    /// The caller has the device's state locked, and no queue.
+    fn flush(device: &Device<Self>);
+}
+
+/// Why a queue runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Cause {
+    /// Its driver kicked it.
+    pub kicked: bool,
+    /// Another queue waits until it has run.
+    pub waited_for: bool,
+}
+
+/// A vhost device.
+#[pin_data]
+pub struct Device<D: Driver> {
+    #[pin]
+    pub(super) state: Mutex<State<Self>>,
+    #[pin]
+    pub(super) first: Mutex<Queue<D>>,
+    #[pin]
+    pub(super) second: Mutex<Queue<D>>,
+    /// What others see of the queues.
+    pub(super) shown: [Arc<Shown>; QUEUES],
+    /// What the owner is to be told.
+    #[pin]
+    pub(super) misses: SpinLock<Misses<QUEUES>>,
+    /// Who waits for that.
+    #[pin]
+    pub(super) readers: PollCondVar,
+    /// How many of the owner's threads want to lock what the worker may have locked.
+    lock_waiters: Atomic<u32>,
+}
+
+impl<D: Driver> Device<D> {
+    /// Makes a device without an owner. Fails with [`ENOMEM`].
+    pub fn new() -> Result<Arc<Self>> {
+        let shown = [Shown::new()?, Shown::new()?];
+        let [first, second] = shown.clone();
+        Arc::pin_init(
+            try_pin_init!(Self {
+                shown,
+                state <- new_mutex!(State::new(), "vhost_device"),
+                // A class for each queue: the lock validator knows them apart.
+                first <- new_mutex!(Queue::<D>::new(0, D::new_queue(0)?, first)?, "vhost_first_queue"),
+                second <- new_mutex!(Queue::<D>::new(1, D::new_queue(1)?, second)?, "vhost_second_queue"),
+                misses <- new_spinlock!(Misses::new(), "vhost_misses"),
+                readers <- new_poll_condvar!("vhost_readers"),
+                lock_waiters: Atomic::new(0),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Locks what the owner set.
+    pub fn lock(&self) -> MutexGuard<'_, State<Self>> {
+        self.state.lock()
+    }
+
+    fn find_queue(&self, index: usize) -> Option<&Mutex<Queue<D>>> {
+        match index {
+            0 => Some(&self.first),
+            1 => Some(&self.second),
+            _ => None,
+        }
+    }
+
+    /// Locks what the worker may have locked, for the owner. A worker that has nothing to do lets
+    /// go of it.
+    pub(super) fn lock_for_owner<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
+        self.lock_waiters.fetch_add(1, Relaxed);
+        let guard = mutex.lock();
+        self.lock_waiters.fetch_sub(1, Relaxed);
+        guard
+    }
+
+    /// Locks a queue, for the owner. Fails with [`ENOBUFS`] if there is none of this index.
+    pub fn queue(&self, index: usize) -> Result<QueueGuard<'_, D>> {
+        let queue = self.find_queue(index).ok_or(ENOBUFS)?;
+        Ok(self.lock_queue(queue))
+    }
+
+    fn lock_queue<'a>(&self, queue: &'a Mutex<Queue<D>>) -> QueueGuard<'a, D> {
+        QueueGuard::<D>::for_owner(self.lock_for_owner(queue))
+    }
+
+    /// Locks a queue, for the worker.
+    pub fn queue_to_run(&self, index: usize) -> Option<QueueGuard<'_, D>> {
+        Some(QueueGuard::<D>::new(self.find_queue(index)?.lock()))
+    }
+
+    /// Locks the queue beside the one of this index, for a worker that has that one locked. It may
+    /// be in use.
+    pub fn try_other_queue(&self, index: usize) -> Option<QueueGuard<'_, D>> {
+        let queue = self.find_queue(1usize.checked_sub(index)?)?;
+        queue.try_lock().map(QueueGuard::<D>::new)
+    }
+
+    /// Whether somebody waits for what the worker has locked.
+    pub fn is_waited_for(&self) -> bool {
+        self.lock_waiters.load(Relaxed) > 0
+    }
+
+    /// Calls `f` with each queue locked in turn.
+    pub(super) fn each_queue(&self, mut f: impl FnMut(&mut Queue<D>)) {
+        f(&mut self.lock_queue(&self.first));
+        f(&mut self.lock_queue(&self.second));
+    }
+
+    /// Whether `f` is true of each queue, locked in turn.
+    fn all_queues(&self, mut f: impl FnMut(&Queue<D>) -> bool) -> bool {
+        f(&self.lock_queue(&self.first)) && f(&self.lock_queue(&self.second))
+    }
+
+    /// Makes the current process the owner.
+    ///
+    /// Fails with [`EBUSY`] if there is one, with [`EPERM`] if the process has no address space, and
+    /// with [`ENOMEM`]; with [`ERESTARTNOINTR`], which the caller does not see, if a signal came
+    /// first. `state` is ours, locked.
+    pub fn set_owner(this: ArcBorrow<'_, Self>, state: &mut State<Self>) -> Result {
+        if state.has_owner() {
+            return Err(EBUSY);
+        }
+        let mm = ARef::from(current!().mm().ok_or(EPERM)?);
+        let worker = Worker::new(this.into(), &mm, state.fork).map_err(|err| match err {
+            // A signal was pending. It is handled, and the call is made again.
+            ERESTARTNOINTR => err,
+            // Whatever else the reason is, this is what it is called.
+            _ => ENOMEM,
+        })?;
+        this.each_queue(|queue| queue.worker = Some(worker.clone()));
+        state.owner = Some(Owner { mm, worker });
+        Ok(())
+    }
+
+    /// Makes the device as good as new, but for a memory table, which is empty then.
+    ///
+    /// Fails with [`EPERM`] unless the current task shares the owner's memory, and with
+    /// [`ENOMEM`].
+    pub fn reset_owner(&self) -> Result {
+        let mut state = self.state.lock();
+        state.check_owner()?;
+        let mem = Arc::new(MemTable::new([].into_iter())?, GFP_KERNEL)?;
+        self.stop(&mut state);
+        self.each_queue(|queue| queue.set_mem(mem.clone()));
+        state.mem = Some(mem);
+        Ok(())
+    }
+
+    /// Nobody uses the device any more.
+    pub fn release(&self) {
+        self.stop(&mut self.state.lock());
+    }
+
+    /// Stops the queues and the worker, and lets go of the owner and all that it set.
+    fn stop(&self, state: &mut State<Self>) {
+        // Nothing makes the worker run a queue any more, and a turn that is still to come finds no
+        // backend.
+        let stop = |queue: &mut Queue<D>| {
+            queue.kick_poll.as_mut().stop();
+            queue.state.reset()
+        };
+        let first = stop(&mut self.lock_queue(&self.first));
+        let second = stop(&mut self.lock_queue(&self.second));
+        // With no queue locked, since it may wait.
+        drop((first, second));
+        self.each_queue(Queue::reset);
+        *state = State::new();
+        self.misses.lock().close();
+        self.readers.notify_all();
+    }
+
+    /// Sets the features that the driver of each queue accepted. `f` does what the device has to
+    /// do for it.
+    ///
+    /// Fails with [`EFAULT`] if writes to guest memory are to be logged, and the log is not in
+    /// user space, and if there is no memory for an IOTLB.
+    pub fn set_features(&self, features: Features, mut f: impl FnMut(&mut Queue<D>)) -> Result {
+        let mut state = self.state.lock();
+        if features.has(Features::LOG_ALL) && !self.mem_access_ok(state.mem.as_ref(), true) {
+            return Err(EFAULT);
+        }
+        // Where there was an IOTLB before, what it knew may be out of date.
+        state.iotlb = if features.has(Features::ACCESS_PLATFORM) {
+            Some(Self::new_iotlb().map_err(|_| EFAULT)?)
+        } else {
+            None
+        };
+        self.each_queue(|queue| {
+            queue.set_iotlb(state.iotlb.clone());
+            queue.features = features;
+            queue.ring.set_features(features);
+            f(queue);
+        });
+        if state.iotlb.is_some() {
+            self.misses.lock().open();
+        } else {
+            self.misses.lock().close();
+            self.readers.notify_all();
+        }
+        Ok(())
+    }
+
+    fn new_iotlb() -> Result<Arc<Mutex<Iotlb>>> {
+        let limit = crate::parameters::max_iotlb_entries();
+        let limit = usize::try_from(limit).ok().filter(|&limit| limit > 0);
+        let iotlb = Iotlb::new(limit.ok_or(EINVAL)?);
+        Arc::pin_init(new_mutex!(iotlb, "vhost_iotlb"), GFP_KERNEL)
+    }
+
+    /// Sets the features of the interface between the owner and the device, of
+    /// `VHOST_BACKEND_F_*` numbers.
+    pub fn set_backend_features(&self, features: u64) {
+        let _state = self.state.lock();
+        self.each_queue(|queue| {
+            queue.message_kind = if features & uapi::BACKEND_F_IOTLB_MSG_V2 != 0 {
+                uapi::IOTLB_MSG_V2
+            } else {
+                uapi::IOTLB_MSG
+            };
+        });
+    }
+
+    /// Readies a queue's ring for a backend.
+    ///
+    /// Fails with [`EFAULT`] if the ring can't be accessed, and with [`ENOMEM`]. If that is
+    /// because of the IOTLB the owner is told so.
+    pub fn start(&self, queue: &mut Queue<D>) -> Result {
+        queue.try_start().map_err(|fault| {
+            if fault.error == ENOMEM {
+                return ENOMEM;
+            }
+            if queue.iotlb.is_some() {
+                self.report_miss(queue, fault);
+                queue.fault(fault);
+            }
+            EFAULT
+        })
+    }
+
+    /// Forgets what the owner was to be told of queue `index`.
+    pub fn forget_miss(&self, index: usize) {
+        self.misses.lock().forget(index);
+    }
+
+    /// The queue can't go on. If that is because of an address that the IOTLB does not know, it
+    /// can as soon as the owner has said what is there; for want of memory, it can after a while,
+    /// and this returns true; if neither, the ring is broken, and the owner is told so.
+    pub fn halt(&self, queue: &mut Queue<D>, fault: Fault) -> bool {
+        if fault.error == ENOMEM {
+            return true;
+        }
+        queue.halted = true;
+        // The driver may mend it.
+        queue.ring.forget_heads();
+        if !self.report_miss(queue, fault) {
+            queue.fault(fault);
+        }
+        false
+    }
+
+    /// Tells the owner of the address that the IOTLB does not know. Returns false if there is
+    /// none.
+    fn report_miss(&self, queue: &Queue<D>, fault: Fault) -> bool {
+        let Some(miss) = fault.miss.filter(|_| queue.iotlb.is_some()) else {
+            return false;
+        };
+        let mut misses = self.misses.lock();
+        if misses.add(queue.index, miss, queue.message_kind) {
+            self.readers.notify_all();
+        }
+        true
+    }
+
+    /// Whether `mem` may be the memory of all the queues that run.
+    pub(super) fn mem_access_ok(&self, mem: Option<&Arc<MemTable>>, log_all: bool) -> bool {
+        self.all_queues(|queue| {
+            let log = (log_all || queue.features.has(Features::LOG_ALL)).then_some(queue.log);
+            // A queue that does not run is checked when it starts.
+            !queue.is_running() || queue.mem_access_ok(mem, log)
+        })
+    }
+}
+
+impl<D: Driver> Run for Device<D> {
+    fn run(&self, bits: WorkBits) {
+        for index in 0..QUEUES {
+            let kicked = bits.has(WorkBits::kick(index));
+            if kicked || bits.has(WorkBits::ready(index)) {
+                let waited_for = bits.has_after(index);
+                D::run(self, index, Cause { kicked, waited_for });
+                cond_resched();
+            }
+        }
+    }
+}

@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A queue: its ring, its eventfds, and what the owner said of them.
+//!
+//! All of it is under the queue's mutex. It knows no thread: who runs it can be woken ([`Wake`]).
+
+#![forbid(unsafe_code)]
+
+use super::{
+    shown::{
+        Facts,
+        Shown, //
+    },
+    stats::Stats,
+    work::WorkBits, //
+};
+use crate::{
+    features::Features,
+    log::DirtyLog,
+    memtable::{
+        GuestAddr,
+        Iotlb,
+        MemTable, //
+    },
+    sys::{
+        eventfd::{
+            EventFdCtx,
+            EventFdFile, //
+        },
+        poll::{
+            self,
+            PollEntry,
+            Wake, //
+        },
+        uaccess::CurrentMm, //
+    },
+    uapi,
+    vring::{
+        Endian,
+        Fault,
+        RingAddrs,
+        Vring, //
+    }, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+    time::Delta, //
+};
+
+/// What a kind of device keeps for a queue.
+pub trait QueueState: Send + Unpin {
+    /// The kind of backend that the queue has, if it has one: then it is running.
+    fn backend(&self) -> Option<&'static str>;
+
+    /// The backend that a [reset](Self::reset) let go of.
+    type Released;
+
+    /// Lets go of the backend, and of all that depends on the owner. What may have to be waited
+    /// for is returned, to be dropped when the queue is not locked.
+    fn reset(&mut self) -> Self::Released;
+}
+
+/// An entry that has a queue run when a file gets ready.
+pub type QueuePoll<W> = Pin<KBox<PollEntry<W>>>;
+
+fn kick_poll<W: Wake>(index: usize) -> Result<QueuePoll<W>> {
+    KBox::pin_init(PollEntry::new(poll::IN, WorkBits::kick(index)), GFP_KERNEL)
+}
+
+/// Makes the entry that waits for the backend of queue `index`, for the events of `mask`.
+///
+/// Fails with [`ENOMEM`].
+pub fn backend_poll<W: Wake>(index: usize, mask: u32) -> Result<QueuePoll<W>> {
+    KBox::pin_init(PollEntry::new(mask, WorkBits::ready(index)), GFP_KERNEL)
+}
+
+/// A queue of a device.
+pub struct Queue<S: QueueState, W: Wake> {
+    /// The ring.
+    pub ring: Vring<CurrentMm>,
+    /// Guest memory, once the owner has described it.
+    pub mem: Option<Arc<MemTable>>,
+    /// What knows the driver's addresses, if they are not guest physical ones. A turn of the
+    /// worker has it locked: who has changed it knows that what was there before is no longer
+    /// used, but for packets that are on their way without a copy.
+    pub iotlb: Option<Arc<Mutex<Iotlb>>>,
+    /// What the driver accepted.
+    pub features: Features,
+    /// What the device keeps.
+    pub state: S,
+    /// What the queue did.
+    pub stats: Stats,
+    /// Why the queue stopped last.
+    last_fault: Option<Fault>,
+    /// The queue moves nothing until it is kicked, is told of an address, or is set up anew.
+    pub(super) halted: bool,
+    /// What others see.
+    shown: Arc<Shown>,
+    /// More of that than the statistics has changed.
+    pub(super) facts_changed: bool,
+    pub(super) index: usize,
+    /// Who runs it, once there is an owner.
+    pub(super) worker: Option<Arc<W>>,
+    pub(super) kick: Option<EventFdFile>,
+    pub(super) kick_poll: QueuePoll<W>,
+    pub(super) call: Option<EventFdCtx>,
+    pub(super) err: Option<EventFdCtx>,
+    pub(super) log_event: Option<Arc<EventFdCtx>>,
+    pub(super) log: DirtyLog,
+    /// Where the used ring is logged, if that was asked for.
+    pub(super) used_log: Option<GuestAddr>,
+    /// The byte order of a legacy driver.
+    pub(super) legacy_endian: Endian,
+    pub(super) busyloop_timeout: u32,
+    /// The type of the messages about this queue.
+    pub(super) message_kind: u32,
+}
+
+impl<S: QueueState, W: Wake> Queue<S, W> {
+    /// A queue of a new device, with this number. Fails with [`ENOMEM`].
+    pub(super) fn new(index: usize, state: S, shown: Arc<Shown>) -> Result<Self> {
+        Ok(Self {
+            ring: Vring::new(CurrentMm)?,
+            mem: None,
+            iotlb: None,
+            features: Features::default(),
+            state,
+            stats: Stats::default(),
+            last_fault: None,
+            halted: false,
+            shown,
+            facts_changed: true,
+            index,
+            worker: None,
+            kick: None,
+            kick_poll: kick_poll(index)?,
+            call: None,
+            err: None,
+            log_event: None,
+            log: DirtyLog::default(),
+            used_log: None,
+            legacy_endian: Endian::NATIVE,
+            busyloop_timeout: 0,
+            message_kind: uapi::IOTLB_MSG,
+        })
+    }
+
+    /// Puts the queue into the state of a new device, but for its statistics, and what the device
+    /// keeps, which was reset before. The worker does not run it any more.
+    pub(super) fn reset(&mut self) {
+        self.kick_poll.as_mut().stop();
+        self.last_fault = None;
+        self.halted = false;
+        self.ring.reset();
+        self.mem = None;
+        self.iotlb = None;
+        self.features = Features::default();
+        self.worker = None;
+        self.kick = None;
+        self.call = None;
+        self.err = None;
+        self.log_event = None;
+        self.log = DirtyLog::default();
+        self.used_log = None;
+        self.legacy_endian = Endian::NATIVE;
+        self.busyloop_timeout = 0;
+        self.message_kind = uapi::IOTLB_MSG;
+    }
+
+    /// Whether the queue has a backend.
+    pub(super) fn is_running(&self) -> bool {
+        self.state.backend().is_some()
+    }
+
+    /// The log of guest memory, if the driver's features ask for it.
+    pub fn log(&self) -> Option<DirtyLog> {
+        self.features.has(Features::LOG_ALL).then_some(self.log)
+    }
+
+    /// Tells the owner that something was logged.
+    pub fn signal_log(&self) {
+        if let Some(event) = &self.log_event {
+            event.signal();
+        }
+    }
+
+    /// Makes the worker run this queue again, after the others.
+    pub fn run_again(&self) {
+        if let Some(worker) = &self.worker {
+            worker.wake(WorkBits::ready(self.index));
+        }
+    }
+
+    /// How long the worker looks for work before it waits for it; none if it does not.
+    pub fn busyloop_timeout(&self) -> Option<Delta> {
+        // A unit is the microsecond of the C driver: 1024 ns.
+        let timeout = i64::from(self.busyloop_timeout) << 10;
+        (timeout > 0).then_some(Delta::from_nanos(timeout))
+    }
+
+    /// Who runs this queue, once there is an owner.
+    pub fn worker(&self) -> Option<Arc<W>> {
+        self.worker.clone()
+    }
+
+    /// The queue's number.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The queue can't go on: tells the owner, and whoever looks at `fdinfo`.
+    pub fn fault(&mut self, fault: Fault) {
+        self.stats.errors += 1;
+        self.last_fault = Some(fault);
+        self.facts_changed = true;
+        if let Some(err) = &self.err {
+            err.signal();
+        }
+    }
+
+    /// Whether the ring is where the owner put it.
+    pub fn is_set_up(&self) -> bool {
+        self.ring.addrs() != RingAddrs::default()
+    }
+
+    /// Readies the ring for a backend. Fails as [`Vring::start`].
+    pub(super) fn try_start(&mut self) -> Result<(), Fault> {
+        let endian = if self.features.has(Features::VERSION_1) {
+            Endian::Little
+        } else {
+            self.legacy_endian
+        };
+        let iotlb = self.iotlb.clone();
+        let iotlb = iotlb.as_ref().map(|iotlb| iotlb.lock());
+        let started = self.ring.start(endian, iotlb.as_deref());
+        self.after_used_write();
+        started
+    }
+
+    /// Asks the driver not to kick. Fails as [`Vring::disable_kicks`].
+    pub fn disable_kicks(&mut self) -> Result<(), Fault> {
+        let result = self.ring.disable_kicks();
+        self.after_used_write();
+        result
+    }
+
+    /// Asks the driver to kick. Returns whether it made something available meanwhile; then kicks
+    /// are disabled again, and the caller looks for it.
+    ///
+    /// Fails as [`Vring::enable_kicks`].
+    pub fn enable_kicks(&mut self) -> Result<bool, Fault> {
+        let more = self.ring.enable_kicks();
+        self.after_used_write();
+        if let Ok(true) = more {
+            self.disable_kicks()?;
+        }
+        more
+    }
+
+    /// Gives the completed chains to the driver, and calls it if it wants that.
+    ///
+    /// Fails with [`EFAULT`] if the used ring can't be written; then they are still completed. So
+    /// it does, after a call, if the driver can't be asked whether it wants one.
+    pub fn publish(&mut self) -> Result<(), Fault> {
+        if self.ring.unpublished() == 0 {
+            return Ok(());
+        }
+        let published = self.ring.publish();
+        self.after_used_write();
+        published?;
+        let Some(call) = &self.call else {
+            return Ok(());
+        };
+        // When in doubt, call: a driver that is called for nothing only looks.
+        let wanted = self.ring.wants_call();
+        if let Ok(false) = wanted {
+            self.stats.calls_suppressed += 1;
+        } else {
+            call.signal();
+            self.stats.calls += 1;
+        }
+        wanted.map(|_| ())
+    }
+
+    fn after_used_write(&mut self) {
+        if self.ring.logged() {
+            self.signal_log();
+        }
+        if self.ring.log_failed() {
+            self.stats.errors += 1;
+        }
+    }
+
+    /// Whether the queue moves nothing until it is kicked, is told of an address, or is set up anew.
+    pub fn is_halted(&self) -> bool {
+        self.halted
+    }
+
+    /// The queue begins a turn.
+    pub fn go_on(&mut self) {
+        self.halted = false;
+    }
+
+    /// Lets others see what the queue did, and if that has changed, what it is.
+    #[inline]
+    pub(super) fn show(&mut self) {
+        self.shown.set_stats(&self.stats);
+        if core::mem::take(&mut self.facts_changed) {
+            self.show_facts();
+        }
+    }
+
+    #[cold]
+    fn show_facts(&self) {
+        self.shown.set_facts(Facts {
+            features: self.features,
+            num: self.ring.num(),
+            backend: self.state.backend(),
+            fault: self.last_fault.map(|fault| fault.why),
+        });
+    }
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the owner set for the whole device.
+
+#![forbid(unsafe_code)]
+
+use super::worker::{
+    Run,
+    Worker, //
+};
+use crate::{
+    memtable::{
+        Iotlb,
+        MemTable, //
+    },
+    sys::eventfd::EventFdCtx, //
+};
+use kernel::{
+    mm::MmWithUser,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc,
+        Mutex, //
+    }, //
+};
+
+/// The process that a device belongs to, and what works for it.
+pub(super) struct Owner<R: Run> {
+    pub(super) mm: ARef<MmWithUser>,
+    pub(super) worker: Arc<Worker<R>>,
+}
+
+/// What the owner set for the whole device.
+pub struct State<R: Run> {
+    pub(super) owner: Option<Owner<R>>,
+    pub(super) mem: Option<Arc<MemTable>>,
+    pub(super) iotlb: Option<Arc<Mutex<Iotlb>>>,
+    pub(super) log_event: Option<Arc<EventFdCtx>>,
+    /// The next owner's worker is a thread of the owner's process.
+    pub(super) fork: bool,
+}
+
+impl<R: Run> State<R> {
+    /// Nothing is set.
+    pub(super) fn new() -> Self {
+        Self {
+            owner: None,
+            mem: None,
+            iotlb: None,
+            log_event: None,
+            // Without the option to choose, it is one of the owner's.
+            fork: cfg!(not(CONFIG_VHOST_ENABLE_FORK_OWNER_CONTROL))
+                || crate::parameters::fork_from_owner_default(),
+        }
+    }
+
+    /// Whether the device has an owner.
+    pub fn has_owner(&self) -> bool {
+        self.owner.is_some()
+    }
+
+    /// Fails with [`EPERM`] unless the current task shares the owner's memory.
+    pub fn check_owner(&self) -> Result {
+        let current = current!();
+        match (&self.owner, current.mm()) {
+            (Some(owner), Some(mm)) if core::ptr::eq(&*owner.mm, mm) => Ok(()),
+            _ => Err(EPERM),
+        }
+    }
+
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The worker: the thread that runs queues.
+//!
+//! It knows work and threads. What the work is, the [`Run`] that it was made for knows.
+
+#![forbid(unsafe_code)]
+
+use super::work::{
+    WorkBits,
+    WorkSet, //
+};
+use crate::sys::{
+    kthread::Kthread,
+    poll::Wake,
+    vhost_task::{
+        VhostTask,
+        Work, //
+    }, //
+};
+use kernel::{
+    mm::MmWithUser,
+    prelude::*,
+    str::CString,
+    sync::Arc, //
+};
+
+/// What a worker runs.
+pub trait Run: Send + Sync + 'static {
+    /// Does what `bits` say. Called by the worker's thread, in the owner's address space.
+    fn run(&self, bits: WorkBits);
+}
+
+/// What the thread of a [`Worker`] has.
+struct Runner<R: Run> {
+    set: WorkSet,
+    target: Arc<R>,
+}
+
+impl<R: Run> Work for Runner<R> {
+    type Batch = WorkBits;
+
+    fn take(&self) -> Option<WorkBits> {
+        self.set.take()
+    }
+
+    fn run(&self, bits: WorkBits) {
+        self.target.run(bits);
+    }
+}
+
+/// The thread of a [`Worker`].
+enum Thread<R: Run> {
+    /// One of the owner's own: in its cgroups, under its limits, and killed with it.
+    Owner(VhostTask<Runner<R>>),
+    /// One of the kernel's, in the owner's cgroups.
+    Kernel(Kthread<Runner<R>>),
+}
+
+impl<R: Run> Thread<R> {
+    fn wake(&self) {
+        match self {
+            Self::Owner(task) => task.wake(),
+            Self::Kernel(task) => task.wake(),
+        }
+    }
+}
+
+/// A thread that runs queues, named `vhost-PID` after the owner. Dropped, it ends.
+pub struct Worker<R: Run> {
+    runner: Arc<Runner<R>>,
+    thread: Thread<R>,
+}
+
+impl<R: Run> Worker<R> {
+    /// Makes a worker that belongs to the current process, whose address space is `mm`. `fork`
+    /// says that the thread is to be one of that process.
+    ///
+    /// Fails with [`ENOMEM`], and as the kernel does when it makes a thread.
+    pub fn new(target: Arc<R>, mm: &MmWithUser, fork: bool) -> Result<Arc<Self>> {
+        let set = WorkSet::new();
+        let runner = Arc::new(Runner { set, target }, GFP_KERNEL)?;
+        let name = CString::try_from_fmt(fmt!("vhost-{}", current!().pid()))?;
+        let thread = if fork {
+            Thread::Owner(VhostTask::spawn(runner.clone(), &name)?)
+        } else {
+            Thread::Kernel(Kthread::spawn(runner.clone(), &name, mm.into())?)
+        };
+        Ok(Arc::new(Self { runner, thread }, GFP_KERNEL)?)
+    }
+
+    /// Whether there is something to do that was not begun.
+    pub fn has_work(&self) -> bool {
+        self.runner.set.has_work()
+    }
+}
+
+impl<R: Run> Wake for Worker<R> {
+    fn wake(&self, bit: u32) {
+        if self.runner.set.add(bit) {
+            self.thread.wake();
+        }
+    }
+}

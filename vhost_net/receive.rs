@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Packets from the backend to the guest.
+//!
+//! Buffers are taken from the ring for as long as the packet needs more, and completed once it is
+//! in them. If there are too few they are put back, by dropping their [`Take`], and the packet
+//! stays with the [receiver](crate::sys::socket::Receiver).
+
+#![forbid(unsafe_code)]
+
+use super::{
+    budget::{
+        Budget,
+        Pause,
+        BATCH, //
+    },
+    header,
+    net::Queue, //
+};
+use crate::{
+    features::Features,
+    log::{
+        DirtyList,
+        DirtyLog, //
+    },
+    memtable::{
+        Maps,
+        MemTable,
+        Segments,
+        MAX_SEGMENTS, //
+    },
+    sys::{
+        socket::Receiver,
+        uaccess::CurrentMm, //
+    },
+    vring::{
+        Fault,
+        Take, //
+    }, //
+};
+use kernel::prelude::*;
+
+/// Moves packets from the backend to the guest, until there is a reason to pause.
+///
+/// Fails if the ring or a buffer is malformed, or out of reach.
+#[inline(never)]
+pub fn receive(queue: &mut Queue, maps: &Maps, budget: &mut Budget) -> Result<Pause, Fault> {
+    let log = queue.log();
+    // With an IOTLB, what knows where the log has them.
+    let mem = queue.mem.as_deref().filter(|_| queue.iotlb.is_some());
+    let mergeable = queue.features.has(Features::MRG_RXBUF);
+    let counted = mergeable || queue.features.has(Features::VERSION_1);
+    let most = if mergeable { MAX_SEGMENTS } else { 1 };
+    let (ring, stats, state) = (&mut queue.ring, &mut queue.stats, &mut queue.state);
+    let (skip, endian) = (state.own_header, ring.endian());
+    let Some(receiver) = state.backend.as_mut().and_then(|b| b.receiver.as_mut()) else {
+        return Ok(Pause::NotReady);
+    };
+    while ring.unpublished() < BATCH && !budget.is_spent() {
+        let packet = receiver.peek_len();
+        if packet == 0 {
+            return Ok(Pause::NotReady);
+        }
+        let sock_len = packet + state.backend_header;
+        let len = sock_len + skip;
+
+        state.segments.clear();
+        state.dirty.clear();
+        let mut take = ring.take();
+        let list = log.is_some().then_some(&mut state.dirty);
+        let Some(room) = take_buffers(&mut take, maps, &mut state.segments, list, len, most)? else {
+            budget.spend_descriptors(take.descriptors());
+            return Ok(Pause::NoBuffer);
+        };
+        budget.spend(len, take.descriptors());
+        let filled = if room < len {
+            receiver.discard();
+            Err(EMSGSIZE)
+        } else {
+            let count = counted.then(|| endian.u16(take.chains()));
+            fill(receiver, &state.segments, skip, sock_len, count)
+        };
+        if !matches!(filled, Ok(()) | Err(EFAULT)) {
+            // It will never fit, or the backend has it no more. The buffers are put back.
+            stats.errors += 1;
+            continue;
+        }
+        if let Some(log) = log {
+            match mark(log, mem, &state.segments, &state.dirty, len) {
+                Ok(()) => state.logged = true,
+                Err(_) => stats.errors += 1,
+            }
+        }
+        if filled.is_ok() {
+            stats.packets += 1;
+            stats.bytes += packet as u64;
+        } else {
+            take.clear_written();
+            stats.errors += 1;
+        }
+        take.complete();
+    }
+    Ok(Pause::Enough)
+}
+
+/// Takes buffers for a packet of `len` bytes, in at most `most` chains, and says what is written to
+/// each. Returns how many bytes they have, or [`None`] if there are not enough.
+///
+/// Fails as [`Take::next_chain`], and with [`EINVAL`] if a buffer is one to transmit.
+#[inline(always)]
+fn take_buffers(
+    take: &mut Take<'_, CurrentMm>,
+    maps: &Maps,
+    segments: &mut Segments,
+    mut dirty: Option<&mut DirtyList>,
+    len: usize,
+    most: usize,
+) -> Result<Option<usize>, Fault> {
+    let mut room = 0;
+    while room < len && usize::from(take.chains()) < most {
+        let Some(chain) = take.next_chain(maps, segments, dirty.as_deref_mut())? else {
+            return Ok(None);
+        };
+        if chain.readable > 0 || chain.writable == 0 {
+            return Err(Fault::new(EINVAL, "a buffer to receive is not writable"));
+        }
+        let before = room;
+        room = segments.total();
+        take.set_written((room.min(len) - before) as u32);
+    }
+    Ok(Some(room))
+}
+
+/// Has the packet that comes next written to `segments`: `len` bytes behind their first `skip`, and
+/// there, or in the backend's header, what the device knows: `count`, the number of buffers in the
+/// ring's byte order.
+///
+/// Fails with [`EFAULT`] if the buffers can't be written; with [`EAGAIN`] if there is no packet of
+/// this length any more, or as [`Receiver::receive`]. In any case the packet is gone.
+#[inline(always)]
+fn fill(
+    receiver: &mut Receiver,
+    segments: &Segments,
+    skip: usize,
+    len: usize,
+    count: Option<u16>,
+) -> Result {
+    if receiver.receive(segments, skip, len)? != len {
+        return Err(EAGAIN);
+    }
+    if skip > 0 {
+        header::write_empty(segments.as_slice(), skip)?;
+    }
+    if let Some(count) = count {
+        header::write_count(segments.as_slice(), count)?;
+    }
+    Ok(())
+}
+
+/// Marks the first `len` bytes of a packet in the log. Guest memory is known by `dirty`, or with an
+/// IOTLB by the user addresses in `segments`, which `mem` has.
+///
+/// Fails as [`DirtyLog::mark_packet`] and [`DirtyLog::mark_segments`].
+#[cold]
+fn mark(
+    log: DirtyLog,
+    mem: Option<&MemTable>,
+    segments: &Segments,
+    dirty: &DirtyList,
+    len: usize,
+) -> Result {
+    match mem {
+        Some(mem) => log.mark_segments(&CurrentMm, mem, segments.as_slice(), len),
+        None => log.mark_packet(&CurrentMm, dirty, len),
+    }
+}

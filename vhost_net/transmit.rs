@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Packets from the guest to the backend.
+//!
+//! A packet is taken from the ring, and completed once it is copied, sent or lost; one that the
+//! socket does not take now is put back, by dropping its [`Take`].
+
+#![forbid(unsafe_code)]
+
+use super::{
+    budget::{
+        Budget,
+        Pause,
+        BATCH, //
+    },
+    header,
+    net::Queue,
+    queue::NetQueue,
+    verdict::Verdict, //
+};
+use crate::{
+    features::Features,
+    memtable::{
+        Maps,
+        Segments, //
+    },
+    sys::{
+        socket::Socket,
+        uaccess::CurrentMm,
+        xdp::Layout, //
+    },
+    vhost::Stats,
+    vring::{
+        Chain,
+        Fault,
+        Take, //
+    }, //
+};
+use kernel::prelude::*;
+
+/// How packets go to the socket, which is asked once a turn.
+#[derive(Clone, Copy)]
+pub enum Way {
+    /// Many at a time, in buffers of this layout.
+    Batches(Layout),
+    /// One by one, as copies.
+    Singly,
+    /// One by one, those for which it pays without a copy.
+    ZeroCopy,
+}
+
+impl Way {
+    /// How packets go from `queue` to `sock`, its backend's.
+    pub fn of(queue: &mut Queue, sock: &Socket) -> Self {
+        // Used in order, the ring wants back what was copied behind what was not.
+        if queue.state.zerocopy().is_some()
+            && !queue.features.has(Features::IN_ORDER)
+            && sock.completes_ubufs()
+        {
+            return Self::ZeroCopy;
+        }
+        let layout = sock
+            .takes_batches()
+            .then(|| Layout::new(queue.state.backend_header, sock.has_xdp()).ok());
+        layout.flatten().map_or(Self::Singly, Self::Batches)
+    }
+}
+
+/// Moves packets from the guest to the backend, until there is a reason to pause.
+///
+/// Fails if the ring or a packet is malformed, or out of reach.
+pub fn transmit(
+    queue: &mut Queue,
+    maps: &Maps,
+    sock: &Socket,
+    way: Way,
+    budget: &mut Budget,
+) -> Result<Pause, Fault> {
+    match way {
+        Way::Batches(layout) => transmit_batch(queue, maps, sock, layout, budget),
+        Way::Singly => transmit_singly(queue, maps, sock, false, budget),
+        Way::ZeroCopy => transmit_singly(queue, maps, sock, true, budget),
+    }
+}
+
+/// Sends the batch of `queue` to `sock`, and counts what is sent or lost.
+pub fn send_batch(queue: &mut NetQueue, stats: &mut Stats, sock: &Socket) {
+    let NetQueue {
+        batch, batch_bytes, ..
+    } = queue;
+    let (count, bytes) = (batch.len() as u64, core::mem::take(batch_bytes));
+    match sock.send_batch(batch) {
+        Ok(()) => {
+            stats.packets += count;
+            stats.bytes += bytes;
+        }
+        // As on a wire that is cut: the packets are lost, the guest has its buffers back.
+        Err(_) => stats.errors += count,
+    }
+}
+
+/// Looks at a chain to transmit.
+///
+/// Returns the length in bytes of its packet, what `segments` have but for the first `skip`: 0 if
+/// it has no more than these. Fails with [`EFAULT`] if the chain is one to receive.
+#[inline(always)]
+fn packet_len(chain: &Chain, segments: &Segments, skip: usize) -> Result<usize, Fault> {
+    if chain.writable > 0 {
+        return Err(Fault::new(EFAULT, "a buffer to transmit is writable"));
+    }
+    Ok(segments.total().saturating_sub(skip))
+}
+
+/// What to pause for after `err`, which came of a packet of `len` bytes; none if it is to be
+/// dropped. `retries` is the queue's.
+#[cold]
+fn pause_after(err: Error, len: usize, retries: &mut u32) -> Option<Pause> {
+    match Verdict::of(err, len, retries) {
+        Verdict::Drop => None,
+        Verdict::Wait => Some(Pause::NotReady),
+        Verdict::Retry => Some(Pause::NoMemory),
+    }
+}
+
+/// Moves packets from the guest to a tap, many at a time.
+#[inline(never)]
+fn transmit_batch(
+    queue: &mut Queue,
+    maps: &Maps,
+    sock: &Socket,
+    layout: Layout,
+    budget: &mut Budget,
+) -> Result<Pause, Fault> {
+    let (ring, stats, state) = (&mut queue.ring, &mut queue.stats, &mut queue.state);
+    let (skip, endian) = (state.own_header, ring.endian());
+
+    while ring.unpublished() < BATCH && !budget.is_spent() {
+        state.segments.clear();
+        let mut take = ring.take();
+        let Some(chain) = take.next_chain(maps, &mut state.segments, None)? else {
+            return Ok(Pause::NoBuffer);
+        };
+        let len = packet_len(&chain, &state.segments, skip)?;
+        let bytes = len.saturating_sub(layout.header()) as u64;
+        let sent = match state.batch.push(layout, &state.segments, skip) {
+            Ok(header) => match header::complete(header, len, endian) {
+                true => {
+                    state.batch_bytes += bytes;
+                    Ok(())
+                }
+                false => {
+                    state.batch.pop();
+                    Err(EINVAL)
+                }
+            },
+            // Too long for a batch: by itself, behind those that came before.
+            Err(ENOSPC) => {
+                send_batch(state, stats, sock);
+                let sent = sock.send(&state.segments, skip, false);
+                sent.map(|_| {
+                    stats.packets += 1;
+                    stats.bytes += bytes;
+                })
+            }
+            Err(err) => Err(err),
+        };
+        if let Err(err) = sent {
+            if let Some(pause) = pause_after(err, len, &mut state.retries) {
+                return Ok(pause);
+            }
+            stats.errors += 1;
+        }
+        budget.spend(len, chain.descriptors);
+        take.complete();
+    }
+    Ok(Pause::Enough)
+}
+
+/// Moves packets from the guest to a backend that takes them one by one.
+#[inline(never)]
+fn transmit_singly(
+    queue: &mut Queue,
+    maps: &Maps,
+    sock: &Socket,
+    zerocopy: bool,
+    budget: &mut Budget,
+) -> Result<Pause, Fault> {
+    let NetQueue {
+        backend,
+        own_header,
+        backend_header,
+        segments,
+        retries,
+        ..
+    } = &mut queue.state;
+    let (ring, stats) = (&mut queue.ring, &mut queue.stats);
+    let skip = *own_header;
+    let mut zerocopy = backend
+        .as_mut()
+        .and_then(|backend| backend.zerocopy.as_mut())
+        .filter(|_| zerocopy);
+
+    while ring.unpublished() < BATCH && !budget.is_spent() {
+        segments.clear();
+        let mut take = ring.take();
+        let Some(chain) = take.next_chain(maps, segments, None)? else {
+            return Ok(Pause::NoBuffer);
+        };
+        let len = packet_len(&chain, segments, skip)?;
+        let body = skip.saturating_add(*backend_header);
+        let wanted = zerocopy.as_mut().filter(|zerocopy| {
+            zerocopy.wants(len, segments, body, take.num()) && sock.completes_ubufs()
+        });
+        let sent = match wanted {
+            _ if len == 0 => Err((EINVAL, take)),
+            Some(zerocopy) => zerocopy.send(sock, take, segments, skip),
+            None => {
+                let more = budget.has_bytes(len) && !take.is_last();
+                send_copy(sock, take, segments, skip, more)
+            }
+        };
+        if let Some((err, take)) = sent.err() {
+            if let Some(pause) = pause_after(err, len, retries) {
+                return Ok(pause);
+            }
+            stats.errors += 1;
+            take.complete();
+        } else {
+            stats.packets += 1;
+            stats.bytes += len.saturating_sub(*backend_header) as u64;
+        }
+        if let Some(zerocopy) = &mut zerocopy {
+            zerocopy.count();
+            zerocopy.complete(ring);
+        }
+        budget.spend(len, chain.descriptors);
+    }
+    Ok(Pause::Enough)
+}
+
+/// As [`ZeroCopy::send`](super::zcopy::ZeroCopy::send), but the socket has a copy, and the chain is
+/// completed. `more` says that another packet follows at once.
+#[inline(always)]
+fn send_copy<'ring>(
+    sock: &Socket,
+    take: Take<'ring, CurrentMm>,
+    segments: &Segments,
+    skip: usize,
+    more: bool,
+) -> Result<(), (Error, Take<'ring, CurrentMm>)> {
+    match sock.send(segments, skip, more) {
+        Ok(_) => {
+            take.complete();
+            Ok(())
+        }
+        Err(err) => Err((err, take)),
+    }
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A turn: what the worker does for a queue before it looks at the other one.
+//!
+//! It looks what the socket is like, moves packets, gives to the guest and to the socket what was
+//! moved, and asks to be woken by whichever side has nothing. The queue is locked all the while, and so is
+//! the IOTLB, if there is one.
+
+#![forbid(unsafe_code)]
+
+use super::{
+    budget::{
+        Budget,
+        Pause,
+        BATCH, //
+    },
+    busy_poll::{
+        BusyPoll,
+        Polled, //
+    },
+    net::{
+        Device,
+        Queue,
+        RX,
+        TX, //
+    },
+    queue::run_when_ready,
+    receive::receive,
+    transmit::{
+        send_batch,
+        transmit,
+        Way, //
+    },
+};
+use crate::{
+    memtable::Maps,
+    sys::socket::Socket,
+    vring::Fault, //
+};
+use kernel::prelude::*;
+
+/// How long the worker rests, in milliseconds, where the ring itself needs memory.
+const REST: u32 = 10;
+
+/// Moves packets through a queue, until there are no more or the queue's turn is over. `waited_for`
+/// says that another queue waits until it is.
+///
+/// Returns for how many milliseconds the worker is to rest, for want of memory. The queue runs
+/// again after that.
+pub fn turn(device: &Device, queue: &mut Queue, waited_for: bool) -> u32 {
+    let Some(mem) = queue.mem.clone() else {
+        return 0;
+    };
+    let Some(sock) = queue.state.backend.as_ref().map(|b| b.sock.clone()) else {
+        return 0;
+    };
+    if !queue.is_set_up() {
+        return 0;
+    }
+    queue.go_on();
+    let iotlb = queue.iotlb.clone();
+    let iotlb = iotlb.as_ref().map(|iotlb| iotlb.lock());
+    let mut maps = mem.maps();
+    if let Some(iotlb) = &iotlb {
+        if let Err(fault) = queue.ring.find(iotlb) {
+            return rest_after(device, queue, fault);
+        }
+        maps = iotlb.maps();
+    }
+    let busy_poll = BusyPoll {
+        device,
+        iotlb: iotlb.as_deref(),
+        waited_for,
+    };
+    let moved = move_packets(queue, maps, &sock, &busy_poll);
+    // Also after a fault: what was moved before it is done.
+    let finished = finish(queue, &sock);
+    match (moved, finished) {
+        (Ok(rest), Ok(())) => rest,
+        (Err(fault), _) | (_, Err(fault)) => rest_after(device, queue, fault),
+    }
+}
+
+/// Halts the queue, unless that was for want of memory; then it runs again. Returns how long the
+/// worker is to rest before that.
+#[cold]
+fn rest_after(device: &Device, queue: &mut Queue, fault: Fault) -> u32 {
+    if !device.halt(queue, fault) {
+        return 0;
+    }
+    queue.run_again();
+    REST
+}
+
+fn move_packets(
+    queue: &mut Queue,
+    maps: &Maps,
+    sock: &Socket,
+    busy_poll: &BusyPoll<'_>,
+) -> Result<u32, Fault> {
+    queue.state.poll.as_mut().stop();
+    queue.disable_kicks()?;
+
+    let way = Way::of(queue, sock);
+    let mut budget = Budget::default();
+    while !budget.is_spent() {
+        if queue.ring.unpublished() >= BATCH {
+            finish(queue, sock)?;
+        }
+        let pause = match queue.index() {
+            RX => receive(queue, maps, &mut budget)?,
+            _ => transmit(queue, maps, sock, way, &mut budget)?,
+        };
+        if matches!(pause, Pause::Enough) {
+            continue;
+        }
+        finish(queue, sock)?;
+        if matches!(pause, Pause::NoMemory) {
+            queue.run_again();
+            return Ok(1 << queue.state.retries);
+        }
+        queue.state.retries = 0;
+        // Each queue polls the side that packets come from: the guest, or the socket.
+        let polled = match (queue.index(), pause) {
+            (RX, Pause::NotReady) | (TX, Pause::NoBuffer) => {
+                busy_poll.for_work(queue, budget.is_begun())
+            }
+            _ => Polled::TimedOut,
+        };
+        match polled {
+            Polled::Found => {}
+            Polled::Interrupted => break,
+            Polled::TimedOut if wake_by(queue, sock, pause)? => {}
+            Polled::TimedOut => return Ok(0),
+        }
+        // A guest that makes one buffer available at a time can't keep the worker.
+        budget.spend(0, 0);
+    }
+    queue.run_again();
+    Ok(0)
+}
+
+/// Has the queue run when the side that `pause` is about has something. Returns whether it has it
+/// already; then the turn goes on.
+///
+/// Fails as [`Queue::enable_kicks`].
+fn wake_by(queue: &mut Queue, sock: &Socket, pause: Pause) -> Result<bool, Fault> {
+    if matches!(pause, Pause::NoBuffer) {
+        return queue.enable_kicks();
+    }
+    // A backend in an error state wakes nobody; the owner will give another.
+    let _ = run_when_ready(queue, sock);
+    Ok(false)
+}
+
+/// Sends what waits to be sent, and gives the buffers that are done with to the guest.
+///
+/// Fails as [`Queue::publish`].
+fn finish(queue: &mut Queue, sock: &Socket) -> Result<(), Fault> {
+    send_batch(&mut queue.state, &mut queue.stats, sock);
+    if core::mem::take(&mut queue.state.logged) {
+        queue.signal_log();
+    }
+    if let Some(zerocopy) = queue.state.zerocopy() {
+        zerocopy.complete(&mut queue.ring);
+    }
+    queue.publish()
+}

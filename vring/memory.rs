@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A ring in user memory: its areas, and what is read from and written to them.
+//!
+//! What the words in them mean is the format's to know. An area is found anew when the ring or the
+//! IOTLB has changed, never in between.
+
+#![forbid(unsafe_code)]
+
+use super::{
+    area::Area,
+    endian::Endian,
+    fault::{
+        Because,
+        Fault, //
+    },
+    lookup::Lookup,
+    used_log::UsedLog, //
+};
+use crate::{
+    memtable::{
+        Access,
+        Iotlb, //
+    },
+    usermem::{
+        UserAddr,
+        UserMemory, //
+    }, //
+};
+use kernel::prelude::*;
+
+/// Where a ring's three parts are: in user memory, or with an IOTLB where that says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingAddrs {
+    /// The descriptor table, 16 bytes a descriptor.
+    pub desc: UserAddr,
+    /// The available ring, a multiple of two.
+    pub avail: UserAddr,
+    /// The used ring, a multiple of four.
+    pub used: UserAddr,
+}
+
+/// The size of a descriptor in bytes, in any format.
+pub(super) const DESC_SIZE: u64 = 16;
+
+/// The sizes of these in bytes.
+pub(super) struct Sizes {
+    pub(super) desc: u64,
+    pub(super) avail: u64,
+    pub(super) used: u64,
+}
+
+/// A ring in user memory `M`.
+pub(super) struct RingMemory<M> {
+    pub(super) mem: M,
+    pub(super) endian: Endian,
+    addrs: RingAddrs,
+    /// `addrs` are addresses of the driver, which the IOTLB knows.
+    behind_iotlb: bool,
+    /// With an IOTLB, the generation of it that the areas were found in.
+    found_in: Option<u64>,
+    desc: Area,
+    pub(super) avail: Area,
+    used: Area,
+    used_log: Option<UsedLog>,
+    /// Something was to go to the log.
+    logged: bool,
+    /// Something did not.
+    log_failed: bool,
+}
+
+impl<M: UserMemory> RingMemory<M> {
+    /// A ring at no useful address.
+    pub(super) fn new(mem: M) -> Self {
+        Self {
+            mem,
+            endian: Endian::NATIVE,
+            addrs: RingAddrs::default(),
+            behind_iotlb: false,
+            found_in: None,
+            desc: Area::default(),
+            avail: Area::default(),
+            used: Area::default(),
+            used_log: None,
+            logged: false,
+            log_failed: false,
+        }
+    }
+
+    /// Goes back to what [`Self::new`] made.
+    pub(super) fn reset(&mut self) {
+        self.set_behind_iotlb(false);
+        self.set_addrs(RingAddrs::default());
+        self.endian = Endian::NATIVE;
+        self.used_log = None;
+        self.logged = false;
+        self.log_failed = false;
+    }
+
+    pub(super) fn addrs(&self) -> RingAddrs {
+        self.addrs
+    }
+
+    pub(super) fn set_addrs(&mut self, addrs: RingAddrs) {
+        self.addrs = addrs;
+        self.forget_areas();
+    }
+
+    pub(super) fn set_behind_iotlb(&mut self, behind: bool) {
+        self.behind_iotlb = behind;
+        self.forget_areas();
+    }
+
+    /// The areas may be elsewhere, or have another size.
+    pub(super) fn forget_areas(&mut self) {
+        self.found_in = None;
+        let area = |addr| match self.behind_iotlb {
+            true => Area::default(),
+            false => Area::flat(addr),
+        };
+        (self.desc, self.avail, self.used) = (
+            area(self.addrs.desc),
+            area(self.addrs.avail),
+            area(self.addrs.used),
+        );
+    }
+
+    /// Whether a ring at `addrs` would be within user space.
+    pub(super) fn access_ok(&self, addrs: RingAddrs, sizes: &Sizes) -> bool {
+        self.mem.access_ok(addrs.desc, sizes.desc)
+            && self.mem.access_ok(addrs.avail, sizes.avail)
+            && self.mem.access_ok(addrs.used, sizes.used)
+    }
+
+    /// Whether the areas are known to be where `iotlb` has them.
+    #[inline(always)]
+    pub(super) fn is_found(&self, iotlb: &Iotlb) -> bool {
+        self.found_in == Some(iotlb.generation())
+    }
+
+    /// Finds the areas. Fails as `Vring::find`.
+    pub(super) fn find(
+        &mut self,
+        iotlb: &Iotlb,
+        sizes: &Sizes,
+        lookup: &mut Lookup,
+    ) -> Result<(), Fault> {
+        self.forget_areas();
+        let (maps, addrs) = (iotlb.maps(), self.addrs);
+        let mut area = |addr, len, access| Area::resolve(maps, addr, len, access, lookup);
+        self.desc = area(addrs.desc, sizes.desc, Access::Read)?;
+        self.avail = area(addrs.avail, sizes.avail, Access::Read)?;
+        self.used = area(addrs.used, sizes.used, Access::Write)?;
+        self.found_in = Some(iotlb.generation());
+        Ok(())
+    }
+
+    /// Finds the first `len` bytes of the used ring, to be read and written.
+    ///
+    /// Fails as `Vring::find`. The caller [forgets](Self::forget_areas) them afterwards.
+    pub(super) fn find_used(
+        &mut self,
+        iotlb: &Iotlb,
+        len: u64,
+        lookup: &mut Lookup,
+    ) -> Result<(), Fault> {
+        let (maps, addr) = (iotlb.maps(), self.addrs.used);
+        let mut area = |access| Area::resolve(maps, addr, len, access, lookup);
+        area(Access::Read)?;
+        self.used = area(Access::Write)?;
+        Ok(())
+    }
+
+    /// Reads descriptor `index` of the table, as two words in the byte order of the CPU.
+    #[inline(always)]
+    pub(super) fn read_desc(&self, index: u16) -> Result<[u64; 2], Fault> {
+        self.desc
+            .read_u64x2(&self.mem, u64::from(index) * DESC_SIZE)
+            .because("a descriptor can't be read")
+    }
+
+    /// Reads the field at `offset` of the used ring.
+    pub(super) fn load_used(&self, offset: u64) -> Result<u16> {
+        let value = self.used.load_u16(&self.mem, offset)?;
+        Ok(self.endian.u16(value))
+    }
+
+    /// Writes the field at `offset` of the used ring, and logs that.
+    #[inline(always)]
+    pub(super) fn store_used(&mut self, offset: u64, value: u16) -> Result {
+        self.used
+            .store_u16(&self.mem, offset, self.endian.u16(value))?;
+        self.log_used(offset, size_of::<u16>() as u64);
+        Ok(())
+    }
+
+    /// Writes `bytes` to `offset` of the used ring, and logs that.
+    #[inline(always)]
+    pub(super) fn write_used(&mut self, offset: u64, bytes: &[u8]) -> Result {
+        self.used.write(&self.mem, offset, bytes)?;
+        self.log_used(offset, bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Reads the field at `offset` of the available ring.
+    #[inline(always)]
+    pub(super) fn load_avail(&self, offset: u64) -> Result<u16> {
+        let value = self.avail.load_u16(&self.mem, offset)?;
+        Ok(self.endian.u16(value))
+    }
+
+    pub(super) fn set_used_log(&mut self, log: Option<UsedLog>) {
+        self.used_log = log;
+    }
+
+    /// Whether a write was to be logged since this was last asked.
+    pub(super) fn logged(&mut self) -> bool {
+        core::mem::take(&mut self.logged)
+    }
+
+    /// Whether a write should have been since this was last asked, and the log was not mapped.
+    pub(super) fn log_failed(&mut self) -> bool {
+        core::mem::take(&mut self.log_failed)
+    }
+
+    #[inline(always)]
+    fn log_used(&mut self, offset: u64, len: u64) {
+        if let Some(log) = &self.used_log {
+            let marked = log.mark(&self.mem, &self.used, self.behind_iotlb, offset, len);
+            // A log that is not mapped is the VMM's loss: what was written stays.
+            self.log_failed |= marked.is_err();
+            self.logged = true;
+        }
+    }
+}

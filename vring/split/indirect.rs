@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Indirect tables (virtio 1.3, section 2.7.5.3): descriptors outside the ring.
+//!
+//! A table is in guest memory and may fall into several pieces of user memory. Each descriptor of
+//! it is read once.
+
+#![forbid(unsafe_code)]
+
+use super::desc::{
+    Desc,
+    RawDesc, //
+};
+use crate::{
+    memtable::{
+        Access,
+        Segments, //
+    },
+    usermem::{
+        Segment,
+        UserMemory, //
+    },
+    vring::{
+        chain::{
+            Parts,
+            MAX_INDIRECT, //
+        },
+        endian::Endian,
+        fault::{
+            Because,
+            Fault, //
+        },
+        lookup::Lookup, //
+    }, //
+};
+use kernel::prelude::*;
+
+/// The size of a descriptor in bytes.
+const DESC_SIZE: usize = size_of::<RawDesc>();
+
+/// Adds the buffers of the indirect table that `desc` names.
+///
+/// The table is read from its start in order, wherever its descriptors say the next one is. Fails
+/// as `Take::next_chain` does of a chain.
+pub(super) fn follow(
+    mem: &impl UserMemory,
+    endian: Endian,
+    desc: Desc,
+    parts: &mut Parts<'_>,
+    lookup: &mut Lookup,
+) -> Result<(), Fault> {
+    if desc.len % DESC_SIZE as u32 != 0 {
+        return Err(Fault::new(
+            EINVAL,
+            "an indirect table has part of a descriptor",
+        ));
+    }
+    let Lookup { hint, table } = lookup;
+    table.clear();
+    parts
+        .maps
+        .translate(desc.addr, desc.len, Access::Read, hint, table)
+        .because("an indirect table is not in memory")?;
+    let count = desc.len / DESC_SIZE as u32;
+    if count > MAX_INDIRECT {
+        return Err(Fault::new(E2BIG, "an indirect table is too long"));
+    }
+
+    let mut reader = TableReader::new(table);
+    for _ in 0..count {
+        let raw = reader
+            .next(mem)
+            .because("an indirect table can't be read")?;
+        let desc = Desc::new(raw, endian);
+        if desc.has(Desc::F_INDIRECT) {
+            return Err(Fault::new(EINVAL, "an indirect table is nested"));
+        }
+        parts.add(desc.addr, desc.len, desc.access(), hint)?;
+        if !desc.has(Desc::F_NEXT) {
+            return Ok(());
+        }
+    }
+    Err(Fault::new(EINVAL, "an indirect table goes on past its end"))
+}
+
+/// Reads an indirect table, which may fall into several pieces of user memory.
+struct TableReader<'a> {
+    segments: &'a [Segment],
+    /// The rest of the segment before these.
+    rest: Segment,
+}
+
+impl<'a> TableReader<'a> {
+    fn new(table: &'a Segments) -> Self {
+        Self {
+            segments: table.as_slice(),
+            rest: Segment::default(),
+        }
+    }
+
+    #[inline(always)]
+    fn next(&mut self, mem: &impl UserMemory) -> Result<RawDesc> {
+        if self.rest.len() == 0 {
+            self.refill()?;
+        }
+        if self.rest.len() >= DESC_SIZE {
+            let raw = RawDesc::from_words(mem.read_u64x2(self.rest.addr())?);
+            self.rest = self.rest.skip(DESC_SIZE);
+            return Ok(raw);
+        }
+        let mut raw = RawDesc::default();
+        self.next_in_pieces(mem, raw.as_mut_bytes())?;
+        Ok(raw)
+    }
+
+    #[cold]
+    fn next_in_pieces(&mut self, mem: &impl UserMemory, mut bytes: &mut [u8]) -> Result {
+        while !bytes.is_empty() {
+            if self.rest.len() == 0 {
+                self.refill()?;
+            }
+            let count = self.rest.len().min(bytes.len());
+            let (now, later) = bytes.split_at_mut_checked(count).ok_or(EFAULT)?;
+            mem.read(self.rest.addr(), now)?;
+            self.rest = self.rest.skip(count);
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    fn refill(&mut self) -> Result {
+        let (first, others) = self.segments.split_first().ok_or(EFAULT)?;
+        self.rest = *first;
+        self.segments = others;
+        Ok(())
+    }
+}
