@@ -6,11 +6,12 @@
 
 # What makes the metadata and the module; what the VM runs.
 debian_tools=(
-    bc bindgen bison cpio debian-archive-keyring flex gcc-14 kmod libc6-dev libdw-dev libelf-dev libssl-dev make pahole perl
+    bc bindgen bison cpio debian-archive-keyring flex gcc-14 kmod libc6-dev libdw-dev libelf-dev libssl-dev make openssl pahole perl
     python3 rsync rust-src rustc rustfmt xz-utils "linux-headers-$debian_package" linux-base "linux-source-$debian_series"
 )
+# And the kernel's own two packages, for linux-image wants an initramfs.
 debian_runtime=(
-    "linux-image-$debian_package" busybox-static iperf3 iproute2 iputils-ping linux-perf procps qemu-system-x86 udev
+    busybox-static iperf3 iproute2 iputils-ping linux-perf procps qemu-system-x86 udev
 )
 
 debian_identity() {
@@ -37,12 +38,11 @@ step_root() {
     mkdir -p "$work"
     apt-config dump --no-empty --format '%f "%v";%n' Acquire | grep -vi '^Acquire::IndexTargets' >"$cache/debian/apt.conf" || true
     packages=$(printf '%s,' "${debian_tools[@]}")
-    # Of the backports only what belongs to the kernel. No initramfs: the VM has its own.
+    # Of the backports only what belongs to the kernel.
     "$root/scripts/apt" "$debian_suite" sources |
         mmdebstrap --mode=root --variant=minbase --architectures=amd64 \
             --aptopt="$cache/debian/apt.conf" --aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Retries "2"' \
             --dpkgopt=force-unsafe-io --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
-            --dpkgopt='path-exclude=/etc/kernel/postinst.d/initramfs-tools' \
             --setup-hook="cp '$root/scripts/debian-preferences' \"\$1/etc/apt/preferences.d/kernel\"" \
             --include="${packages%,}" --skip=cleanup/apt/lists "$debian_suite" "$work" - || {
         echo "Could not make a root of Debian $debian_suite: is the network there?" >&4
@@ -77,14 +77,14 @@ step_metadata() {
     in_debian dkms/prepare-kernel "$(debian_release)" "$kdir" 2>"$kdir.reason" &
     pid=$!
     # Not before the other is over, whatever becomes of this.
-    debian_install "${debian_runtime[@]}" || status=$?
+    debian_install "${debian_runtime[@]}" "linux-binary-$(debian_release)" "linux-modules-$(debian_release)" || status=$?
     wait $pid || {
         tail -n 1 "$kdir.reason" >&4
         cat "$kdir.reason"
         return 1
     }
     [ $status -eq 0 ] || {
-        echo "Could not install in the root of Debian $debian_suite: ${debian_runtime[*]}" >&4
+        echo "Could not install in the root of Debian $debian_suite: ${debian_runtime[*]}, or the kernel" >&4
         return 1
     }
 }

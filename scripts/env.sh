@@ -25,9 +25,10 @@ kconfig=$kdir/.config # what the kernel was made of
 kmodules=$kdir # where the kernel's own modules are, compressed or not
 if [ -n "$debian_root" ]; then
     release=$(cat "$kdir.release" 2>/dev/null || true)
-    kimage=$debian_root/boot/vmlinuz-$release
-    kconfig=$debian_root/boot/config-$release
-    kmodules=$debian_root/lib/modules/$release/kernel
+    kmodules=$debian_root/usr/lib/modules/$release
+    kimage=$kmodules/vmlinuz
+    kconfig=$kmodules/config
+    kmodules+=/kernel
 fi
 module_out=$root/build/$flavour${VM_KUNIT:+-kunit} # the module's build folder
 

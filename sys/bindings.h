@@ -35,6 +35,8 @@
 
 #include <asm/futex.h>
 
+#include "compat.h"
+
 /* `bindgen` gets confused at certain things. */
 const size_t RUST_CONST_HELPER_SMP_CACHE_BYTES = SMP_CACHE_BYTES;
 const size_t RUST_CONST_HELPER_XDP_HEADROOM = XDP_PACKET_HEADROOM;

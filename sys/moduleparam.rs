@@ -16,7 +16,8 @@ use core::{
 };
 use kernel::{
     bindings,
-    str::CStr, //
+    prelude::*,
+    str::as_char_ptr_in_const_context, //
 };
 
 /// A type that a parameter can have.
@@ -77,7 +78,7 @@ impl KernelParam {
     /// A parameter that everybody can read and nobody write, once the module is loaded.
     pub const fn new<T: Param>(name: &'static CStr, value: &'static Value<T>) -> Self {
         Self(bindings::kernel_param {
-            name: name.as_ptr().cast(),
+            name: as_char_ptr_in_const_context(name),
             #[cfg(MODULE)]
             mod_: addr_of!(bindings::__this_module).cast_mut(),
             #[cfg(not(MODULE))]
@@ -176,7 +177,7 @@ pub fn of_module<T: Param>(module: &CStr, name: &CStr) -> Option<T> {
         // SAFETY: The module has so many parameters, which it keeps until its memory is freed.
         let param = unsafe { &*params.add(index) };
         // SAFETY: The name of a parameter is a string of the module's.
-        let found = unsafe { CStr::from_ptr(param.name.cast()) };
+        let found = unsafe { CStr::from_char_ptr(param.name) };
         if found != name || param.ops != T::OPS {
             return None;
         }
@@ -222,7 +223,7 @@ impl ModuleRef {
         }
         // SAFETY: The kset of all modules is valid as long as the kernel runs, and so is the name
         // for the call.
-        let object = NonNull::new(unsafe { bindings::kset_find_obj(kset, name.as_ptr().cast()) })?;
+        let object = NonNull::new(unsafe { bindings::kset_find_obj(kset, name.as_char_ptr()) })?;
         // INVARIANT: The reference is ours. What is in this kset is part of a `module_kobject`
         // (`lookup_or_create_module_kobject()` relies on it too), whose `mod` is set before it gets
         // there. A module's parameters are found and parsed before that.
