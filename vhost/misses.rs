@@ -27,7 +27,7 @@ struct Waiting {
     number: u64,
     /// The message was read, and is not to be read again.
     read: bool,
-    /// It was read at least once: it may be answered.
+    /// The same miss was read before, as another message: it may be answered.
     asked: bool,
 }
 
@@ -108,7 +108,6 @@ impl<const N: usize> Misses<N> {
             .filter(|waiting| !waiting.read)
             .min_by_key(|waiting| waiting.number)?;
         waiting.read = true;
-        waiting.asked = true;
         let message = uapi::Message {
             kind: waiting.kind,
             asid: 0,
@@ -139,7 +138,7 @@ impl<const N: usize> Misses<N> {
     pub fn answer(&mut self, addr: Iova, size: u64, mut f: impl FnMut(usize)) {
         for (index, slot) in self.queues.iter_mut().enumerate() {
             let answered = slot.is_some_and(|waiting| {
-                waiting.asked && waiting.miss.addr.get().wrapping_sub(addr.get()) < size
+                (waiting.read || waiting.asked) && waiting.miss.addr.get().wrapping_sub(addr.get()) < size
             });
             if answered {
                 *slot = None;

@@ -2417,7 +2417,7 @@ fn traffic_kernel_thread() -> Res {
 /// The oldest mappings are forgotten all the time.
 fn traffic_table_full() -> Res {
     let cfg = config(EVENT_IDX).num(64);
-    served(cfg, 5000, Trouble::Fill(500), false)
+    served(cfg, 2000, Trouble::Fill(400), false)
 }
 
 fn traffic_set_again() -> Res {
