@@ -138,7 +138,8 @@ impl<const N: usize> Misses<N> {
     pub fn answer(&mut self, addr: Iova, size: u64, mut f: impl FnMut(usize)) {
         for (index, slot) in self.queues.iter_mut().enumerate() {
             let answered = slot.is_some_and(|waiting| {
-                (waiting.read || waiting.asked) && waiting.miss.addr.get().wrapping_sub(addr.get()) < size
+                let asked = waiting.read || waiting.asked;
+                asked && waiting.miss.addr.get().wrapping_sub(addr.get()) < size
             });
             if answered {
                 *slot = None;
