@@ -407,12 +407,10 @@ impl Socket {
         // returns, or is all zeroes, which is one over no user memory.
         let received = unsafe { recvmsg(sock, &mut msg, len, flags) };
         let received = usize::try_from(received).map_err(|_| Error::from_errno(received))?;
-        // A tap does not say so when it could not write all of the packet, or says what it wrote.
-        // A packet of a socket's own queue may be shorter than it seemed.
-        let whole = received == len || !control.is_null() && received < len;
+        // A tap does not say so when it could not write all of the packet.
         // SAFETY: The iterator was initialised, or is all zeroes: in both cases it has a count.
         let left = unsafe { msg.msg_iter.__bindgen_anon_1.__bindgen_anon_1.as_ref() }.count;
-        if whole && left > 0 {
+        if received == len && left > 0 {
             return Err(EFAULT);
         }
         Ok(received)

@@ -641,7 +641,7 @@ mod xdp {
             &[(PAGE, 100)],
             &[(PAGE - 99, 100)],
             &[(PAGE - 1000, 1001)],
-            &[(0, 12), (PAGE - 10, 11)],
+            &[(0, 12), (PAGE - 20, 21)],
             &[(0, 12), (PAGE, 1), (0, 100)],
         ];
         for list in lists {
@@ -664,6 +664,7 @@ mod xdp {
         let refused = [
             (0, EINVAL),
             (11, EINVAL),
+            (25, EINVAL),
             (PAGE as u32, ENOSPC),
             (2 * PAGE as u32, ENOSPC),
         ];
@@ -671,10 +672,10 @@ mod xdp {
             let list = segments(pages, &[(0, len)])?;
             assert_eq!(batch.push(layout, &list, 0).err(), Some(error));
         }
-        // With its header, and no byte of its own.
-        batch.push(layout, &segments(pages, &[(0, 12)])?, 0)?;
-        // All is skipped, and more.
-        let list = segments(pages, &[(0, 12)])?;
+        // With its header and that of an Ethernet, and nothing else.
+        batch.push(layout, &segments(pages, &[(0, 26)])?, 0)?;
+        // Some of that is skipped, or all, and more.
+        let list = segments(pages, &[(0, 26)])?;
         assert_eq!(batch.push(layout, &list, 1).err(), Some(EINVAL));
         assert_eq!(batch.push(layout, &list, 100).err(), Some(EINVAL));
         assert_eq!(batch.len(), 1);

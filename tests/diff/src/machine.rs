@@ -5,8 +5,7 @@
 //! The worker is a thread of this process on the same processor, and has a higher real-time priority:
 //! when a system call that wakes it returns, it has done all that it can do. So nothing here waits or
 //! asks the driver to wait, what is seen depends on no clock, and a wake-up that is lost is seen. A
-//! worker that is a kernel thread has no such priority; with one, an ioctl that waits for it follows
-//! each action.
+//! worker that is a kernel thread gets the same processor and priority as soon as it is there.
 //!
 //! What this refuses to do, whatever the script says, is what makes the C driver run without end or the
 //! two differ as docs/differences.md says. It then writes "skipped".
@@ -146,6 +145,35 @@ pub fn priority(value: i32) -> Res {
         0 => Ok(()),
         _ => Err(Error::last_os_error().into()),
     }
+}
+
+/// Gives the worker of this process, a kernel thread, this thread's processor and the priority of workers.
+fn raise_kernel_thread() -> Res {
+    let name = format!("vhost-{}\n", std::process::id());
+    // The youngest of that name: an older one is about to end.
+    let youngest = std::fs::read_dir("/proc")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == name)
+        })
+        .max();
+    let Some(pid) = youngest else {
+        return Err(Fail(format!("no kernel thread {}", name.trim())));
+    };
+    let param = libc::sched_param {
+        sched_priority: WORKER_PRIORITY,
+    };
+    // SAFETY: all zero is a valid set, and both structures are valid and of their sizes.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::sched_getaffinity(0, size_of_val(&set), &mut set);
+        if libc::sched_setaffinity(pid, size_of_val(&set), &set) != 0
+            || libc::sched_setscheduler(pid, libc::SCHED_FIFO, &param) != 0
+        {
+            return Err(Error::last_os_error().into());
+        }
+    }
+    Ok(())
 }
 
 fn eventfd() -> Res<File> {
@@ -451,6 +479,11 @@ impl Run<'_> {
                 let r = ioctl(&self.dev, sys::SET_OWNER, std::ptr::null::<u8>());
                 let _ = priority(PRIORITY);
                 self.owner |= r == 0;
+                if r == 0 && self.kernel_thread {
+                    if let Err(Fail(why)) = raise_kernel_thread() {
+                        return why;
+                    }
+                }
                 done(r)
             }
             ("reset-owner", []) => {
@@ -1352,13 +1385,6 @@ impl Run<'_> {
 
     /// Writes down what changed.
     fn look(&mut self) {
-        if self.kernel_thread && self.owner && self.open {
-            // An ioctl that fails, and waits for the worker before it says so.
-            for _ in 0..4 {
-                let table = sys::mem_table(0, 1, &[]);
-                ioctl(&self.dev, sys::SET_MEM_TABLE, table.as_ptr());
-            }
-        }
         for q in 0..2 {
             self.look_at_ring(q);
         }
