@@ -322,7 +322,7 @@ impl<D: Driver> Device<D> {
                 return ENOMEM;
             }
             if queue.iotlb.is_some() {
-                self.report_miss(queue, fault, true);
+                self.report_miss(queue, fault, false);
                 queue.fault(fault);
             }
             EFAULT
