@@ -743,7 +743,6 @@ impl Run<'_> {
         if r == 0 {
             let had = self.has(feature::ACCESS_PLATFORM);
             self.features = words;
-            self.unanswered = false;
             if had != self.has(feature::ACCESS_PLATFORM) {
                 // The device has forgotten where the rings are.
                 for q in &mut self.queues {
@@ -871,11 +870,8 @@ impl Run<'_> {
             6 => vec![at(0, rx, ARENA), at(rx_end, SIZE, ARENA)],
             7 => vec![at(0, rx_end, ARENA)],
             8 => vec![],
-            9 => vec![
-                at(0, 0x20000, ARENA),
-                at(0x20000, rx_end, HOLE),
-                at(rx_end, SIZE, ARENA),
-            ],
+            // Buffers to receive that can't be written: to the C driver they count as filled.
+            9 => return SKIPPED.into(),
             10 => vec![at(0, SIZE, ARENA), at(0x1000, 0x1000, ARENA)],
             11 => vec![sys::Region {
                 gpa: u64::MAX - 0xfff,
@@ -1029,6 +1025,10 @@ impl Run<'_> {
         if self.queues.iter().any(|q| q.polls) && b != 0 {
             return SKIPPED.into();
         }
+        // The C driver forgets what the other queue has to say.
+        if b == 0 && self.has(feature::ACCESS_PLATFORM) && self.has_message() {
+            return SKIPPED.into();
+        }
         if let (Some(queue), 1..=4) = (self.queues.get(q as usize), b) {
             // With a ring that changed under it, the device would take for chains what are none.
             let big = queue.big && !self.has(feature::VERSION_1);
@@ -1078,6 +1078,17 @@ impl Run<'_> {
             word(32),
             hash(m)
         )
+    }
+
+    /// Whether there is a message to read.
+    fn has_message(&self) -> bool {
+        let mut poll = libc::pollfd {
+            fd: self.dev.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one valid structure.
+        unsafe { libc::poll(&mut poll, 1, 0) == 1 }
     }
 
     fn serve(&mut self) -> String {
