@@ -574,6 +574,8 @@ impl Run<'_> {
             ("base", &[q, n, reset]) => self.base(q, n, reset != 0),
             ("get-base", &[q]) => self.get_state(sys::GET_VRING_BASE, q),
             ("addr", &[q, place, log]) => self.addr(q, place, log),
+            // It may hold a kick.
+            ("kick-fd", _) if self.unanswered => SKIPPED.into(),
             ("kick-fd", &[q, fd]) => {
                 let own = |m: &Machine, q: usize| [m.kick[q].as_raw_fd(), m.spare[0].as_raw_fd()];
                 let r = self.vring_file(sys::SET_VRING_KICK, q, own, fd);
@@ -1026,7 +1028,7 @@ impl Run<'_> {
             return SKIPPED.into();
         }
         // The C driver forgets what the other queue has to say.
-        if b == 0 && self.has(feature::ACCESS_PLATFORM) && self.has_message() {
+        if b == 0 && (self.unanswered || self.has(feature::ACCESS_PLATFORM) && self.has_message()) {
             return SKIPPED.into();
         }
         if let (Some(queue), 1..=4) = (self.queues.get(q as usize), b) {
