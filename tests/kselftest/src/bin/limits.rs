@@ -257,7 +257,10 @@ fn limited<T>(kernel_thread: bool, f: impl FnOnce(&mut Vmm, &Group, &Guest) -> R
         group.set("cpu.max", "max")?;
         result
     })?;
-    check!(sent > 1000, "only {sent} packets were sent");
+    check!(
+        sent > u64::from(amount(1000)),
+        "only {sent} packets were sent"
+    );
     vmm.child.signal(libc::SIGKILL);
     vmm.child.wait(0, patience());
     Ok(result)
@@ -1091,7 +1094,10 @@ fn executed() -> Res {
                 }
                 Ok(())
             })?;
-            check!(sent > 1000, "only {sent} packets were sent");
+            check!(
+                sent > u64::from(amount(1000)),
+                "only {sent} packets were sent"
+            );
             drop(vmm);
             check!(nobody(), "{:?} users of the module", module_users());
         }
@@ -1134,7 +1140,10 @@ fn dumped() -> Res {
             check!(nobody(), "{:?} users of the module", module_users());
             Ok(())
         })?;
-        check!(sent > 1000, "only {sent} packets were sent");
+        check!(
+            sent > u64::from(amount(1000)),
+            "only {sent} packets were sent"
+        );
         Ok(())
     };
     let result = test(false).and_then(|()| test(true));
