@@ -34,7 +34,9 @@ const NULL: *const u64 = null();
 
 /// How long what must come "at once" may take on a machine that is emulated and shared. What is wrong takes for ever, or
 /// tens of seconds.
-const AT_ONCE: Duration = Duration::from_secs(5);
+fn at_once() -> Duration {
+    Duration::from_secs(if on_debug_kernel() { 30 } else { 5 })
+}
 
 fn config(kernel_thread: bool) -> Config {
     Config {
@@ -277,7 +279,7 @@ fn cpu_share(kernel_thread: bool) -> Res {
         let worker = (cpu_time(&worker)? - time).as_secs_f64() / elapsed;
         println!("# the group used {share:.3} of a CPU, the worker {worker:.3}");
         check!(
-            share <= 0.12,
+            share <= if on_debug_kernel() { 0.2 } else { 0.12 },
             "{share:.3} of a CPU, of which the worker {worker:.3}, where 0.10 is allowed"
         );
         check!(share > 0.03, "only {share:.3} of a CPU was used");
@@ -295,7 +297,7 @@ fn cpu_share_kernel() -> Res {
 
 /// How long the VMM takes to answer, many times: in the middle, and at worst.
 fn answers(vmm: &Vmm) -> Res<(Duration, Duration)> {
-    vmm.sock.set_read_timeout(Some(AT_ONCE))?;
+    vmm.sock.set_read_timeout(Some(at_once()))?;
     let mut times = vec![];
     for _ in 0..20 {
         let begin = Instant::now();
@@ -331,8 +333,13 @@ fn cpu_latency(kernel_thread: bool) -> Res {
     limited(kernel_thread, |vmm, _, _| {
         let (middle, worst) = answers(vmm)?;
         println!("# answers after {middle:?}, at worst {worst:?}; beside a vCPU {usual:?}");
+        // There a turn alone takes what several periods allow.
+        let most = match on_debug_kernel() {
+            true => at_once(),
+            false => Duration::from_millis(300),
+        };
         check!(
-            middle <= 3 * usual + Duration::from_millis(300),
+            middle <= 3 * usual + most,
             "answers after {middle:?}, beside a vCPU {usual:?}"
         );
         Ok(())
@@ -352,14 +359,14 @@ fn cpu_killed(kernel_thread: bool) -> Res {
     limited(kernel_thread, |vmm, group, _| {
         let begin = Instant::now();
         vmm.child.signal(libc::SIGKILL);
-        let status = vmm.child.wait(0, AT_ONCE);
+        let status = vmm.child.wait(0, at_once());
         let (states, time) = (states(vmm.child.pid), begin.elapsed());
         check!(
             status.is_some(),
-            "not ended {AT_ONCE:?} after SIGKILL: {states}"
+            "not ended at once after SIGKILL: {states}"
         );
         println!("# ended after {time:?}");
-        check!(time < AT_ONCE / 2, "ended {time:?} after SIGKILL");
+        check!(time < at_once() / 2, "ended {time:?} after SIGKILL");
         group.set("cpu.max", "max")?;
         check!(
             until(|| module_users().is_none_or(|n| n == 0)),
@@ -518,10 +525,10 @@ fn freezes(kernel_thread: bool, calls: &[Call]) -> Res {
         );
         // Any moment of a call.
         std::thread::sleep(Duration::from_micros(n * 37 % 1000));
-        let Some(time) = group.freeze(kernel_thread.then_some(child.pid), AT_ONCE)? else {
+        let Some(time) = group.freeze(kernel_thread.then_some(child.pid), at_once())? else {
             let states = states(child.pid);
             group.thaw()?;
-            bail!("freeze {n} did not end in {AT_ONCE:?}: {states}");
+            bail!("freeze {n} did not end: {states}");
         };
         worst = worst.max(time);
         group.thaw()?;
@@ -893,7 +900,7 @@ fn bind_beside_fault() -> Res {
                 done.store(true, Relaxed);
             });
             let begin = Instant::now();
-            while !done.load(Relaxed) && begin.elapsed() < AT_ONCE {
+            while !done.load(Relaxed) && begin.elapsed() < at_once() {
                 std::thread::sleep(Duration::from_millis(1));
             }
             let in_time = done.load(Relaxed);
@@ -985,12 +992,12 @@ fn stopped() -> Res {
         under_traffic(&mut g, || {
             for n in 0..20 {
                 vmm.child.signal(libc::SIGSTOP);
-                let status = vmm.child.wait(libc::WUNTRACED, AT_ONCE);
+                let status = vmm.child.wait(libc::WUNTRACED, at_once());
                 let is = status.is_some_and(|s| libc::WIFSTOPPED(s));
                 check!(is, "stop {n}: {status:?}, {}", states(vmm.child.pid));
                 std::thread::sleep(Duration::from_millis(n * 7 % 30));
                 vmm.child.signal(libc::SIGCONT);
-                let status = vmm.child.wait(libc::WCONTINUED, AT_ONCE);
+                let status = vmm.child.wait(libc::WCONTINUED, at_once());
                 let is = status.is_some_and(|s| libc::WIFCONTINUED(s));
                 check!(is, "continue {n}: {status:?}");
                 vmm.ask(order::PING)?;
@@ -1010,7 +1017,7 @@ fn frozen(kernel_thread: bool) -> Res {
     let_go(&g)?;
     under_traffic(&mut g, || {
         for n in 0..20 {
-            let frozen = group.freeze(kernel_thread.then_some(vmm.child.pid), AT_ONCE)?;
+            let frozen = group.freeze(kernel_thread.then_some(vmm.child.pid), at_once())?;
             std::thread::sleep(Duration::from_millis(n * 7 % 30));
             let states = states(vmm.child.pid);
             group.thaw()?;
