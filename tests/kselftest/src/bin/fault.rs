@@ -978,8 +978,16 @@ impl Moves {
 
     /// The next packet that the guest has received, of one buffer or more.
     fn received(&mut self, g: &mut Guest) -> Res<Option<Vec<u8>>> {
-        let Some(first) = g.rx.pop() else {
-            return Ok(None);
+        // Buffers that could not be written come back empty, and their packet is lost.
+        let first = loop {
+            let Some(u) = g.rx.pop() else {
+                return Ok(None);
+            };
+            if u.len > 0 {
+                break u;
+            }
+            let known = self.buffers.remove(&u.id).is_some();
+            check!(known, "an empty buffer that is not there");
         };
         let mut whole: Vec<u8> = vec![];
         let mut entry = Some(first);
