@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 use crate::{
+    list::List,
     memtable::{
         GuestAddr,
         MemTable,
@@ -30,7 +31,7 @@ pub const PAGE_SIZE: u64 = 0x1000;
 const PAGES_PER_WORD: u64 = 32;
 
 /// A written range of guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
     /// Its first byte.
     pub addr: GuestAddr,
@@ -165,22 +166,19 @@ impl DirtyLog {
 }
 
 /// A list of written ranges that never allocates once made.
-pub struct DirtyList(KVVec<Dirty>);
+pub struct DirtyList(List<Dirty>);
 
 impl DirtyList {
     /// Makes an empty list with room for [`MAX_SEGMENTS`]: a chain has no more writable pieces.
     ///
     /// Fails with [`ENOMEM`].
     pub fn new() -> Result<Self> {
-        Ok(Self(KVVec::with_capacity(MAX_SEGMENTS, GFP_KERNEL)?))
+        Ok(Self(List::new(MAX_SEGMENTS)?))
     }
 
     /// Adds a range. Fails with [`ENOBUFS`] when there are [`MAX_SEGMENTS`] already.
     pub fn push(&mut self, dirty: Dirty) -> Result {
-        if self.0.len() >= MAX_SEGMENTS {
-            return Err(ENOBUFS);
-        }
-        self.0.push_within_capacity(dirty).map_err(|_| ENOBUFS)
+        self.0.push(dirty)
     }
 
     /// Empties the list.

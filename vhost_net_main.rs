@@ -6,6 +6,7 @@
 #![allow(unreachable_pub)]
 
 mod features;
+mod list;
 mod log;
 mod memtable;
 mod parameters;

@@ -5,7 +5,10 @@
 #![forbid(unsafe_code)]
 
 use super::access::Refused;
-use crate::usermem::Segment;
+use crate::{
+    list::List,
+    usermem::Segment, //
+};
 use kernel::prelude::*;
 
 /// The most pieces that one chain may fall into (`UIO_MAXIOV`).
@@ -15,9 +18,9 @@ pub const MAX_SEGMENTS: usize = 1024;
 ///
 /// # Invariants
 ///
-/// There are at most [`MAX_SEGMENTS`], with `total` bytes together.
+/// They have `total` bytes together.
 pub struct Segments {
-    list: KVVec<Segment>,
+    list: List<Segment>,
     total: u64,
 }
 
@@ -27,7 +30,7 @@ impl Segments {
     /// Fails with [`ENOMEM`].
     pub fn new() -> Result<Self> {
         Ok(Self {
-            list: KVVec::with_capacity(MAX_SEGMENTS, GFP_KERNEL)?,
+            list: List::new(MAX_SEGMENTS)?,
             total: 0,
         })
     }
@@ -35,20 +38,15 @@ impl Segments {
     /// Whether there is no room: there are [`MAX_SEGMENTS`].
     #[inline(always)]
     pub fn is_full(&self) -> bool {
-        self.list.len() >= MAX_SEGMENTS
+        self.list.is_full()
     }
 
     /// Adds a segment, unless the list is full.
     #[inline(always)]
     pub(super) fn push(&mut self, segment: Segment) -> Result<(), Refused> {
-        if self.is_full() {
-            return Err(Refused::TooMany);
-        }
-        self.list
-            .push_within_capacity(segment)
-            .map_err(|_| Refused::TooMany)?;
-        // INVARIANT: There was room. Less than 2^32 bytes each do not overflow.
-        self.total += segment.len() as u64;
+        self.list.push(segment).map_err(|_| Refused::TooMany)?;
+        // INVARIANT: Less than 2^32 bytes each do not overflow.
+        self.total = self.total.wrapping_add(segment.len() as u64);
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Inline functions and macros of the kernel that sys/ calls, made callable from Rust. No logic, but
- * for two ways to read user memory that the kernel has no macro for.
+ * for two ways to read user memory that the kernel has no macro for. What is called together for each
+ * packet is one function here: a call costs more than what most of these do.
  *
  * Sorted by header. With CONFIG_RUST_INLINE_HELPERS this file becomes bitcode that is linked into
  * the Rust object, and the functions are inlined; otherwise it is an object of the module.
@@ -71,14 +72,11 @@ __vhost_helper struct ptr_ring *rust_helper_tun_get_tx_ring(struct file *file)
 	return tun_get_tx_ring(file);
 }
 
-__vhost_helper bool rust_helper_tun_is_xdp_frame(void *ptr)
+__vhost_helper int rust_helper_tun_ptr_len(void *ptr)
 {
-	return tun_is_xdp_frame(ptr);
-}
-
-__vhost_helper struct xdp_frame *rust_helper_tun_ptr_to_xdp(void *ptr)
-{
-	return tun_ptr_to_xdp(ptr);
+	if (tun_is_xdp_frame(ptr))
+		return tun_ptr_to_xdp(ptr)->len;
+	return __skb_array_len_with_tag(ptr);
 }
 
 __vhost_helper void rust_helper_tap_ptr_free(void *ptr)
@@ -154,32 +152,22 @@ __vhost_helper bool rust_helper_need_resched(void)
 
 /* linux/skb_array.h, linux/skbuff.h */
 
-__vhost_helper int rust_helper___skb_array_len_with_tag(struct sk_buff *skb)
-{
-	return __skb_array_len_with_tag(skb);
-}
-
 __vhost_helper size_t rust_helper_net_rx_pad(void)
 {
 	return NET_IP_ALIGN + NET_SKB_PAD;
 }
 
-__vhost_helper struct sk_buff *rust_helper_skb_peek(struct sk_buff_head *list)
+/* As skb_array_peek_len(), of another kind of queue. */
+__vhost_helper int rust_helper_sk_receive_queue_peek_len(struct sock *sk)
 {
-	return skb_peek(list);
-}
-
-__vhost_helper unsigned long rust_helper_skb_queue_lock(struct sk_buff_head *list)
-{
+	struct sk_buff_head *list = &sk->sk_receive_queue;
 	unsigned long flags;
+	int len;
 
 	spin_lock_irqsave(&list->lock, flags);
-	return flags;
-}
-
-__vhost_helper void rust_helper_skb_queue_unlock(struct sk_buff_head *list, unsigned long flags)
-{
+	len = __skb_array_len_with_tag(skb_peek(list));
 	spin_unlock_irqrestore(&list->lock, flags);
+	return len;
 }
 
 /* linux/uaccess.h */
@@ -212,6 +200,13 @@ Efault:
 	return -EFAULT;
 }
 
+#define copy_word_from_user(to, from, offset, label) do {				\
+	u64 word_;									\
+											\
+	unsafe_get_user(word_, (const u64 __user *)((from) + (offset)), label);	\
+	put_unaligned(word_, (u64 *)((to) + (offset)));				\
+} while (0)
+
 /*
  * What unsafe_copy_from_user() would be, for a @size of at least a word: whole words, then the last
  * one, which may overlap those. What is copied twice may then differ from what was there at any one
@@ -220,18 +215,20 @@ Efault:
  */
 __vhost_helper int rust_helper_copy_words_from_user(void *to, const void __user *from, size_t size)
 {
-	size_t i;
-	u64 word;
+	size_t i = 0;
 
 	might_fault();
 	scoped_user_read_access_size(from, size, Efault) {
-		for (i = 0; i < size - sizeof(word); i += sizeof(word)) {
-			unsafe_get_user(word, (const u64 __user *)(from + i), Efault);
-			put_unaligned(word, (u64 *)(to + i));
+		for (; i + 4 * sizeof(u64) <= size; i += 4 * sizeof(u64)) {
+			copy_word_from_user(to, from, i, Efault);
+			copy_word_from_user(to, from, i + sizeof(u64), Efault);
+			copy_word_from_user(to, from, i + 2 * sizeof(u64), Efault);
+			copy_word_from_user(to, from, i + 3 * sizeof(u64), Efault);
 		}
-		i = size - sizeof(word);
-		unsafe_get_user(word, (const u64 __user *)(from + i), Efault);
-		put_unaligned(word, (u64 *)(to + i));
+		for (; i + sizeof(u64) <= size; i += sizeof(u64))
+			copy_word_from_user(to, from, i, Efault);
+		if (i < size)
+			copy_word_from_user(to, from, size - sizeof(u64), Efault);
 	}
 	return 0;
 
@@ -266,11 +263,6 @@ __vhost_helper bool rust_helper_sk_flag(const struct sock *sk, unsigned int flag
 	return sock_flag(sk, flag);
 }
 
-__vhost_helper struct sk_buff_head *rust_helper_sk_receive_queue(struct sock *sk)
-{
-	return &sk->sk_receive_queue;
-}
-
 __vhost_helper int rust_helper_sk_sndbuf(const struct sock *sk)
 {
 	return READ_ONCE(sk->sk_sndbuf);
@@ -283,23 +275,14 @@ __vhost_helper u16 rust_helper_sk_type(const struct sock *sk)
 
 /* net/xdp.h */
 
-__vhost_helper u32 rust_helper_xdp_frame_len(const struct xdp_frame *frame)
-{
-	return frame->len;
-}
-
 __vhost_helper void *rust_helper_xdp_hard_start(const struct xdp_buff *xdp)
 {
 	return xdp->data_hard_start;
 }
 
-__vhost_helper void rust_helper_xdp_init_buff(struct xdp_buff *xdp, u32 frame_sz)
+__vhost_helper void rust_helper_xdp_fill_buff(struct xdp_buff *xdp, unsigned char *hard_start,
+					      u32 frame_sz, int headroom, int data_len)
 {
 	xdp_init_buff(xdp, frame_sz, NULL);
-}
-
-__vhost_helper void rust_helper_xdp_prepare_buff(struct xdp_buff *xdp, unsigned char *hard_start,
-						 int headroom, int data_len)
-{
 	xdp_prepare_buff(xdp, hard_start, headroom, data_len, true);
 }

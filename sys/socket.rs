@@ -4,8 +4,7 @@
 //!
 //! C headers: [`include/linux/net.h`](srctree/include/linux/net.h),
 //! [`include/linux/if_tun.h`](srctree/include/linux/if_tun.h),
-//! [`include/linux/if_tap.h`](srctree/include/linux/if_tap.h),
-//! [`include/linux/ptr_ring.h`](srctree/include/linux/ptr_ring.h)
+//! [`include/linux/if_tap.h`](srctree/include/linux/if_tap.h)
 
 use super::{
     bindings as local,
@@ -16,12 +15,9 @@ use crate::{
     memtable::Segments,
     usermem::Segment, //
 };
-use core::{
-    mem::MaybeUninit,
-    ptr::{
-        self,
-        NonNull, //
-    }, //
+use core::ptr::{
+    self,
+    NonNull, //
 };
 use kernel::{
     bindings,
@@ -33,10 +29,7 @@ use kernel::{
     },
     prelude::*,
     static_assert,
-    sync::{
-        rcu,
-        Arc, //
-    },
+    sync::rcu,
     types::ScopeGuard, //
 };
 
@@ -177,7 +170,9 @@ impl Socket {
             return false;
         }
         let text = text.get(..seq.count).unwrap_or(&[]);
-        let name = text.strip_prefix(b"iff:\t").and_then(|name| name.strip_suffix(b"\n"));
+        let name = text
+            .strip_prefix(b"iff:\t")
+            .and_then(|name| name.strip_suffix(b"\n"));
         let mut zeroed = [0u8; bindings::IFNAMSIZ as usize];
         let Some(room) = name.and_then(|name| zeroed.get_mut(..name.len())) else {
             return false;
@@ -195,6 +190,11 @@ impl Socket {
     /// What is behind the socket.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Where a tap keeps the packets that wait to be received. It is valid for as long as the socket.
+    pub(super) fn ring(&self) -> Option<NonNull<local::ptr_ring>> {
+        self.ring
     }
 
     /// Whether both are one socket.
@@ -376,19 +376,21 @@ impl Socket {
     }
 
     /// Receives a packet of at most `len` bytes into `segments`, if any, without their first
-    /// `skip` bytes. `control` goes to a tap as the packet that it is to deliver.
+    /// `skip` bytes. `msg` is all zeroes but for its control data, or was used for this before;
+    /// without `segments` its iterator is all zeroes. Its control data go to a tap as the packet
+    /// that it is to deliver.
     ///
     /// Returns the number of bytes that the packet has. Fails as the socket's `recvmsg` does, and
     /// with [`EFAULT`] if a packet of `len` bytes could not be written.
     ///
     /// # Safety
     ///
-    /// `control` is null, or the socket is a tap and the caller gives it this packet, which came
-    /// out of its ring.
+    /// `msg` has no control data, or the socket is a tap and the caller gives it this packet, which
+    /// came out of its ring. Its iterator goes over nothing if there are no `segments`.
     #[inline(always)]
-    unsafe fn recvmsg(
+    pub(super) unsafe fn recvmsg(
         &self,
-        control: *mut c_void,
+        msg: &mut bindings::msghdr,
         segments: Option<&Segments>,
         skip: usize,
         len: usize,
@@ -396,16 +398,14 @@ impl Socket {
         let sock = self.sock.as_ptr();
         // SAFETY: By the type invariant the socket is valid, and each socket has its operations.
         let recvmsg = unsafe { (*(*sock).ops).recvmsg }.ok_or(ENOTSOCK)?;
-        let mut msg = bindings::msghdr::default();
         if let Some(segments) = segments {
             init_iter(&mut msg.msg_iter, bindings::ITER_DEST, segments, skip, len);
         }
-        msg.__bindgen_anon_1.msg_control = control;
         let flags = (bindings::MSG_DONTWAIT | bindings::MSG_TRUNC) as c_int;
         // SAFETY: By the type invariant and the safety requirement the socket and the message are
         // valid for the call: the iterator goes over `segments`, which are borrowed until this
         // returns, or is all zeroes, which is one over no user memory.
-        let received = unsafe { recvmsg(sock, &mut msg, len, flags) };
+        let received = unsafe { recvmsg(sock, msg, len, flags) };
         let received = usize::try_from(received).map_err(|_| Error::from_errno(received))?;
         // A tap does not say so when it could not write all of the packet.
         // SAFETY: The iterator was initialised, or is all zeroes: in both cases it has a count.
@@ -418,16 +418,9 @@ impl Socket {
 
     /// The length in bytes of the packet at the head of the socket's own queue; 0 if there is
     /// none.
-    fn queue_peek_len(&self) -> usize {
-        // SAFETY: By the type invariant the socket is valid. A packet stays in the queue, and so
-        // alive, while the queue is locked.
-        let len = unsafe {
-            let queue = local::sk_receive_queue(self.sk());
-            let flags = local::skb_queue_lock(queue);
-            let len = local::__skb_array_len_with_tag(local::skb_peek(queue));
-            local::skb_queue_unlock(queue, flags);
-            len
-        };
+    pub(super) fn queue_peek_len(&self) -> usize {
+        // SAFETY: By the type invariant the socket is valid. The function locks the queue.
+        let len = unsafe { local::sk_receive_queue_peek_len(self.sk()) };
         usize::try_from(len).unwrap_or(0)
     }
 }
@@ -502,206 +495,5 @@ fn init_iter_list(
         if skip > 0 {
             bindings::iov_iter_advance(iter, skip);
         }
-    }
-}
-
-/// The most packets that are taken out of a ring at a time.
-pub const RING_BATCH: usize = 64;
-
-/// Packets that were taken out of a socket's ring.
-///
-/// Dropped, it puts those that were not received back to the head of the ring.
-///
-/// # Invariants
-///
-/// `ring` is the one of `sock`. The pointers from `head` to `tail` were taken from it, in order.
-struct RingBatch {
-    sock: Arc<Socket>,
-    ring: NonNull<local::ptr_ring>,
-    frames: [MaybeUninit<*mut c_void>; RING_BATCH],
-    head: usize,
-    tail: usize,
-}
-
-// SAFETY: Packets belong to no thread, and the ring locks itself.
-unsafe impl Send for RingBatch {}
-
-impl RingBatch {
-    /// The packet that comes next, which stays where it is.
-    #[inline(always)]
-    fn peek(&mut self) -> Option<*mut c_void> {
-        if self.head == self.tail && !self.refill() {
-            return None;
-        }
-        let frame = self.frames.get(self.head)?;
-        // SAFETY: By the type invariant, the frames from `head` to `tail` were written.
-        Some(unsafe { frame.assume_init() })
-    }
-
-    /// The packet that comes next, which is the caller's now.
-    #[inline(always)]
-    fn pop(&mut self) -> Option<*mut c_void> {
-        let frame = self.peek()?;
-        // INVARIANT: The frame at `head` is no longer ours.
-        self.head += 1;
-        Some(frame)
-    }
-
-    #[inline(never)]
-    fn refill(&mut self) -> bool {
-        // SAFETY: By the type invariant the ring is valid, and the array has the given length. The
-        // consumer's lock is held, as both functions want.
-        let count = unsafe {
-            let lock = local::ptr_ring_consumer_lock(self.ring.as_ptr());
-            bindings::spin_lock(lock);
-            let count = local::__ptr_ring_consume_batched(
-                self.ring.as_ptr(),
-                self.frames.as_mut_ptr().cast::<*mut c_void>(),
-                RING_BATCH as c_int,
-            );
-            if count > 0 {
-                local::tun_wake_queue(self.sock.file.as_ptr(), count);
-            }
-            bindings::spin_unlock(lock);
-            count
-        };
-        // INVARIANT: So many frames were written, and are ours.
-        self.head = 0;
-        self.tail = usize::try_from(count).unwrap_or(0);
-        self.tail > 0
-    }
-}
-
-impl Drop for RingBatch {
-    fn drop(&mut self) {
-        if self.head == self.tail {
-            return;
-        }
-        // SAFETY: By the type invariant these frames came from this ring and are ours. What does
-        // not fit any more is freed by the function that frees a tap's packets.
-        unsafe {
-            local::ptr_ring_unconsume(
-                self.ring.as_ptr(),
-                self.frames
-                    .as_mut_ptr()
-                    .add(self.head)
-                    .cast::<*mut c_void>(),
-                (self.tail - self.head) as c_int,
-                Some(match self.sock.kind {
-                    Kind::Tap => free_tap_frame,
-                    _ => free_tun_frame,
-                }),
-            );
-        }
-    }
-}
-
-/// # Safety
-///
-/// `frame` came from the ring of a [`Kind::Tun`] and is the caller's.
-unsafe extern "C" fn free_tun_frame(frame: *mut c_void) {
-    // SAFETY: By the safety requirement.
-    unsafe { local::tun_ptr_free(frame) }
-}
-
-/// # Safety
-///
-/// `frame` came from the ring of a [`Kind::Tap`] and is the caller's.
-unsafe extern "C" fn free_tap_frame(frame: *mut c_void) {
-    // SAFETY: By the safety requirement.
-    unsafe { local::tap_ptr_free(frame) }
-}
-
-/// Receives a socket's packets, one after the other.
-pub struct Receiver(Source);
-
-enum Source {
-    /// Out of the ring, many at a time.
-    Ring(KBox<RingBatch>),
-    /// Out of the socket's own queue.
-    Queue(Arc<Socket>),
-}
-
-impl Receiver {
-    /// Makes the receiver of a socket. At most one at a time should be in use.
-    ///
-    /// Fails with [`ENOMEM`].
-    pub fn new(sock: Arc<Socket>) -> Result<Self> {
-        let Some(ring) = sock.ring else {
-            return Ok(Self(Source::Queue(sock)));
-        };
-        // INVARIANT: The ring is the socket's, and there are no frames.
-        let batch = KBox::new(
-            RingBatch {
-                sock,
-                ring,
-                frames: [const { MaybeUninit::uninit() }; RING_BATCH],
-                head: 0,
-                tail: 0,
-            },
-            GFP_KERNEL,
-        )?;
-        Ok(Self(Source::Ring(batch)))
-    }
-
-    /// The length in bytes of the packet that comes next, without the header that a tap may put in
-    /// front of it; 0 if there is none.
-    #[inline(always)]
-    pub fn peek_len(&mut self) -> usize {
-        match &mut self.0 {
-            Source::Ring(batch) => {
-                let Some(frame) = batch.peek() else {
-                    return 0;
-                };
-                // SAFETY: The frame came from a tap's ring, and is ours.
-                unsafe {
-                    if local::tun_is_xdp_frame(frame) {
-                        local::xdp_frame_len(local::tun_ptr_to_xdp(frame)) as usize
-                    } else {
-                        usize::try_from(local::__skb_array_len_with_tag(frame.cast())).unwrap_or(0)
-                    }
-                }
-            }
-            Source::Queue(sock) => sock.queue_peek_len(),
-        }
-    }
-
-    /// Receives the next packet, which has `len` bytes with its header, into `segments` without
-    /// their first `skip` bytes. Never waits. A tap's packet is gone afterwards, also after an
-    /// error.
-    ///
-    /// Returns the number of bytes that the packet has. Fails with [`EFAULT`] if it has `len` bytes
-    /// and `segments` can't be written, with [`EAGAIN`] if there is no packet any more, or as the
-    /// socket's `recvmsg` does.
-    #[inline(always)]
-    pub fn receive(&mut self, segments: &Segments, skip: usize, len: usize) -> Result<usize> {
-        self.receive_to(Some(segments), skip, len)
-    }
-
-    #[inline(always)]
-    fn receive_to(
-        &mut self,
-        segments: Option<&Segments>,
-        skip: usize,
-        len: usize,
-    ) -> Result<usize> {
-        match &mut self.0 {
-            Source::Ring(batch) => {
-                let frame = batch.pop().ok_or(EAGAIN)?;
-                // SAFETY: The frame came out of this socket's ring, which only a tap has, and is
-                // ours no more: the tap takes it, whatever happens.
-                unsafe { batch.sock.recvmsg(frame, segments, skip, len) }
-            }
-            // SAFETY: It is given no packet.
-            Source::Queue(sock) => unsafe { sock.recvmsg(ptr::null_mut(), segments, skip, len) },
-        }
-    }
-
-    /// Drops the next packet.
-    #[cold]
-    pub fn discard(&mut self) {
-        // With no room for it, the socket does just that. A socket that has an error to report
-        // does so first, and is asked again.
-        let _ = self.receive_to(None, 0, 0);
     }
 }

@@ -7,6 +7,7 @@
 //! descriptors of eventfds and taps, a `vhost_task`) is tested from user space.
 
 use super::{
+    bindings as local,
     eventfd::{
         EventFdCtx,
         EventFdFile, //
@@ -695,6 +696,35 @@ mod xdp {
             assert_eq!(batch.push(layout, &list, 0).err(), Some(ENOSPC));
             assert_eq!(batch.len(), BATCH);
             batch.clear();
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_batch_ends_with_its_pages() -> Result {
+        let pages = map(3, READ | WRITE)?;
+        let layout = Layout::new(12, false)?;
+        let mut batch = XdpBatch::new()?;
+        for len in [26, 200, 1000, 1514, 2000] {
+            let list = segments(pages, &[(0, len)])?;
+            let mut seen = [0; 2];
+            for _ in 0..10 {
+                while !batch.is_full() && batch.len() < BATCH {
+                    let start = batch.push(layout, &list, 0)?.as_ptr() as usize;
+                    // The page that it was cut from is aligned to its size.
+                    let page = start & !(local::FRAG_CACHE_SIZE as usize - 1);
+                    let slot = seen.iter_mut().find(|seen| **seen == page || **seen == 0);
+                    // There is no third one.
+                    assert!(slot.is_some());
+                    if let Some(slot) = slot {
+                        *slot = page;
+                    }
+                }
+                // It is not over before a page is, of which each has as many or more.
+                assert!(batch.len() >= 8);
+                batch.clear();
+                assert!(!batch.is_full());
+            }
         }
         Ok(())
     }

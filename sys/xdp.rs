@@ -41,38 +41,23 @@ pub const HEADER_MAX: usize = local::VNET_HDR_MAX;
 ///
 /// # Invariants
 ///
-/// `start` is the start of a page fragment of `size` bytes that is ours.
-struct Frag {
-    start: NonNull<u8>,
-    size: usize,
-}
-
-impl Frag {
-    /// The bytes from `from` to `to`; none if the fragment has no such.
-    #[inline(always)]
-    fn range(&mut self, from: usize, to: usize) -> &mut [MaybeUninit<u8>] {
-        if from > to || to > self.size {
-            return &mut [];
-        }
-        // SAFETY: By the type invariant and the check the range is within memory that is ours.
-        unsafe { slice::from_raw_parts_mut(self.start.as_ptr().add(from).cast(), to - from) }
-    }
-}
+/// It is the start of a page fragment that is ours.
+struct Frag(NonNull<u8>);
 
 impl Drop for Frag {
     #[inline(never)]
     fn drop(&mut self) {
         // SAFETY: By the type invariant the fragment is ours to free.
-        unsafe { bindings::page_frag_free(self.start.as_ptr().cast::<c_void>()) }
+        unsafe { bindings::page_frag_free(self.0.as_ptr().cast::<c_void>()) }
     }
 }
 
 /// Cuts pages into pieces of the sizes that packets have.
 ///
 /// When a cache's page is used up and all its pieces were freed, it is cut up anew; otherwise the
-/// cache gets another one. Of a single cache, the pieces of the batch at hand are never free then.
-/// So there are two in turn: as long as a batch is not much longer than a page, which is so for
-/// packets of up to some 500 bytes, the other one's are.
+/// cache gets another one, which costs more than a packet: the kernel may have to zero it. Of a
+/// single cache, the pieces of the batch at hand are never free then. So there are two in turn, and
+/// a batch ends before it needs the first one again.
 ///
 /// # Invariants
 ///
@@ -94,27 +79,33 @@ impl FragCache {
         }
     }
 
+    /// How many bytes of the page at hand are not cut.
+    #[inline(always)]
+    fn left(&self) -> u32 {
+        local::FRAG_CACHE_SIZE.saturating_sub(self.now.offset)
+    }
+
+    /// Goes on with the other cache.
+    fn swap(&mut self) {
+        core::mem::swap(&mut self.now, &mut self.next);
+    }
+
+    /// Cuts off a piece of `size` bytes.
+    ///
     /// Fails with [`ENOMEM`].
     #[inline(always)]
-    fn alloc(&mut self, size: usize) -> Result<Frag> {
-        let fragsz = u32::try_from(size).map_err(|_| ENOMEM)?;
-        if fragsz > local::FRAG_CACHE_SIZE.saturating_sub(self.now.offset) {
-            core::mem::swap(&mut self.now, &mut self.next);
-        }
+    fn alloc(&mut self, size: u32) -> Result<Frag> {
         // SAFETY: By the type invariant. The mask is that of an alignment to a power of two.
         let start = unsafe {
             bindings::__page_frag_alloc_align(
                 &mut self.now,
-                fragsz,
+                size,
                 local::FRAG_GFP,
                 (local::SMP_CACHE_BYTES as u32).wrapping_neg(),
             )
         };
         // INVARIANT: The fragment is ours.
-        Ok(Frag {
-            start: NonNull::new(start.cast::<u8>()).ok_or(ENOMEM)?,
-            size,
-        })
+        Ok(Frag(NonNull::new(start.cast::<u8>()).ok_or(ENOMEM)?))
     }
 }
 
@@ -132,10 +123,16 @@ impl Drop for FragCache {
 ///
 /// # Invariants
 ///
-/// Each buffer starts where a page fragment does that the batch owns. There is room for [`BATCH`].
+/// The first `len` of `buffs`, and no more than there are, were filled in. Each starts where a page
+/// fragment does that the batch owns.
 pub struct XdpBatch {
     cache: FragCache,
-    buffs: KVec<local::xdp_buff>,
+    buffs: KBox<[MaybeUninit<local::xdp_buff>; BATCH]>,
+    len: usize,
+    /// It has pieces of both pages.
+    swapped: bool,
+    /// As [`Self::is_full`].
+    full: bool,
 }
 
 // SAFETY: Buffers belong to no thread.
@@ -187,6 +184,23 @@ impl Layout {
         })
     }
 
+    /// The size in bytes of the buffer for a packet of `len` bytes with its header.
+    ///
+    /// Fails with [`ENOSPC`] if that is too long.
+    #[inline(always)]
+    fn size(&self, len: usize) -> Result<u32> {
+        // The packet may have any length: look at it before the sum can overflow.
+        if len > local::FRAG_SIZE {
+            return Err(ENOSPC);
+        }
+        // One header more than the packet has: the limit is that of the C driver.
+        let size = align(len.wrapping_add(self.pad)).wrapping_add(TAIL);
+        if size > local::FRAG_SIZE {
+            return Err(ENOSPC);
+        }
+        Ok(size as u32)
+    }
+
     /// The size in bytes of the header.
     #[inline(always)]
     pub fn header(&self) -> usize {
@@ -202,20 +216,30 @@ impl XdpBatch {
         // INVARIANT: It is empty.
         Ok(Self {
             cache: FragCache::new(),
-            buffs: KVec::with_capacity(BATCH, GFP_KERNEL)?,
+            buffs: KBox::new([const { MaybeUninit::uninit() }; BATCH], GFP_KERNEL)?,
+            len: 0,
+            swapped: false,
+            full: false,
         })
     }
 
     /// The number of packets.
     #[inline(always)]
     pub fn len(&self) -> usize {
-        self.buffs.len()
+        self.len
     }
 
     /// Whether there is no packet.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
-        self.buffs.is_empty()
+        self.len == 0
+    }
+
+    /// Whether it should be sent before a packet is added that is as long as the last one: there
+    /// is no room, or that would take a new page.
+    #[inline(always)]
+    pub fn is_full(&self) -> bool {
+        self.full
     }
 
     /// Adds a packet: what `segments` have behind their first `skip` bytes, its header first. That
@@ -235,48 +259,49 @@ impl XdpBatch {
         }
         // `least` is no less than `header`.
         let data_len = len.wrapping_sub(header);
-        // The packet may have any length: look at it before the sum can overflow.
-        if data_len > local::FRAG_SIZE || self.len() >= BATCH {
-            return Err(ENOSPC);
+        let size = layout.size(len)?;
+        let slot = self.buffs.get_mut(self.len).ok_or(ENOSPC)?;
+        if size > self.cache.left() {
+            self.cache.swap();
+            self.swapped = self.len > 0;
         }
-        // One header more than the packet has: the limit is that of the C driver.
-        let size = align(len + pad) + TAIL;
-        if size > local::FRAG_SIZE {
-            return Err(ENOSPC);
-        }
-        let mut frag = self.cache.alloc(size)?;
-        let room = frag.range(pad - header, pad + data_len);
+        let frag = self.cache.alloc(size)?;
+        let start = frag.0.as_ptr();
+        // SAFETY: The fragment has `size` bytes, which is `pad + len` and more; by the layout's invariant
+        // `header` is no more than `pad`. Nobody else has them.
+        let room = unsafe {
+            let from = start.add(pad.wrapping_sub(header));
+            slice::from_raw_parts_mut(from.cast::<MaybeUninit<u8>>(), len)
+        };
         match segments.as_slice() {
             // By the list's invariant it has as many bytes.
             [all] => CurrentMm.read_uninit(all.skip(skip).addr(), room)?,
             pieces => read_pieces(pieces, skip, room)?,
         }
-
-        let start = frag.start.as_ptr();
-        // SAFETY: The fragment has `pad + data_len` bytes and more, and `HEADER_MAX` bytes at its
-        // start, with the pad of the network stack between these and the header in front of the
-        // packet, which was just read.
+        let from = room.as_ptr().cast::<u8>();
+        // SAFETY: There are `HEADER_MAX` bytes at the start of the fragment, with the pad of the
+        // network stack between these and the header in front of the packet, which was just read.
+        // The buffer's slot is valid for writes; `pad` and `data_len` are within the fragment.
         unsafe {
             start.write_bytes(0, HEADER_MAX);
-            let from = start.add(pad - header);
             match header {
                 // The usual ones, so that it takes two moves and no call.
                 10 => start.copy_from_nonoverlapping(from, 10),
                 12 => start.copy_from_nonoverlapping(from, 12),
                 _ => start.copy_from_nonoverlapping(from, header),
             }
+            local::xdp_fill_buff(
+                slot.as_mut_ptr(),
+                start,
+                size,
+                pad as c_int,
+                data_len as c_int,
+            );
         }
-        let mut buff = MaybeUninit::<local::xdp_buff>::zeroed();
-        // SAFETY: All bytes zero are a valid buffer, and the functions fill it in. `pad` and
-        // `data_len` are within the fragment.
-        let buff = unsafe {
-            local::xdp_init_buff(buff.as_mut_ptr(), size as u32);
-            local::xdp_prepare_buff(buff.as_mut_ptr(), start, pad as c_int, data_len as c_int);
-            buff.assume_init()
-        };
-        self.buffs.push_within_capacity(buff).map_err(|_| ENOSPC)?;
-        // INVARIANT: The buffer starts where the fragment does, which is the batch's now.
+        // INVARIANT: There was a slot, which is filled in now; the fragment is the batch's.
         core::mem::forget(frag);
+        self.len = self.len.wrapping_add(1);
+        self.full = self.swapped && size > self.cache.left();
         // SAFETY: The header is at the start of the fragment, all of it was written, and it is
         // borrowed from the batch that owns it.
         Ok(unsafe { slice::from_raw_parts_mut(start, header) })
@@ -284,10 +309,15 @@ impl XdpBatch {
 
     /// Drops the packet that was added last.
     pub fn pop(&mut self) {
-        if let Some(buff) = self.buffs.pop() {
-            // SAFETY: By the type invariant, and it is no longer in the batch.
-            unsafe { bindings::page_frag_free(local::xdp_hard_start(&buff)) };
-        }
+        let last = self.len.checked_sub(1);
+        let Some((len, buff)) = last.and_then(|last| Some((last, self.buffs.get(last)?))) else {
+            return;
+        };
+        // SAFETY: By the type invariant it was filled in.
+        let start = unsafe { local::xdp_hard_start(buff.as_ptr()) };
+        // INVARIANT: The fragment is no longer the batch's.
+        self.len = len;
+        drop(NonNull::new(start.cast::<u8>()).map(Frag));
     }
 
     /// Drops all packets.
@@ -295,16 +325,20 @@ impl XdpBatch {
         while !self.is_empty() {
             self.pop();
         }
+        self.forget();
     }
 
     /// Whoever uses it leaves the buffers as they are, or calls [`Self::forget`].
     pub(super) fn as_mut_ptr(&mut self) -> *mut local::xdp_buff {
-        self.buffs.as_mut_ptr()
+        self.buffs.as_mut_ptr().cast()
     }
 
     /// Empties the batch without freeing its packets: somebody else owns them now.
     pub(super) fn forget(&mut self) {
-        self.buffs.clear();
+        // INVARIANT: There are none.
+        self.len = 0;
+        self.swapped = false;
+        self.full = false;
     }
 }
 

@@ -86,7 +86,9 @@ fn swap(
     let sock = new.as_ref().map(|backend| backend.sock.clone());
     let old = core::mem::replace(&mut queue.state.backend, new);
     let started = match sock {
-        Some(sock) => device.start(queue).and_then(|()| run_when_ready(queue, &sock)),
+        Some(sock) => device
+            .start(queue)
+            .and_then(|()| run_when_ready(queue, &sock)),
         None => Ok(()),
     };
     let Err(err) = started else {

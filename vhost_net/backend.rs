@@ -12,10 +12,12 @@ use super::{
     },
     zcopy::ZeroCopy, //
 };
-use crate::sys::socket::{
-    Kind,
-    Receiver,
-    Socket, //
+use crate::sys::{
+    receiver::Receiver,
+    socket::{
+        Kind,
+        Socket, //
+    }, //
 };
 use kernel::{
     prelude::*,

@@ -59,14 +59,14 @@ impl Budget {
     pub fn spend(&mut self, bytes: usize, descriptors: u32) {
         // Far from overflow: it was not spent before, and a packet has no more than
         // `MAX_SEGMENTS` buffers of less than 4 GiB, and less than 2^17 descriptors.
-        self.packets += 1;
-        self.bytes += bytes as u64;
-        self.descriptors += descriptors;
+        self.packets = self.packets.wrapping_add(1);
+        self.bytes = self.bytes.wrapping_add(bytes as u64);
+        self.spend_descriptors(descriptors);
     }
 
     /// Adds descriptors that were read, but not for a packet.
     #[inline(always)]
     pub fn spend_descriptors(&mut self, descriptors: u32) {
-        self.descriptors += descriptors;
+        self.descriptors = self.descriptors.wrapping_add(descriptors);
     }
 }

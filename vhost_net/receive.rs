@@ -4,7 +4,7 @@
 //!
 //! Buffers are taken from the ring for as long as the packet needs more, and completed once it is
 //! in them. If there are too few they are put back, by dropping their [`Take`], and the packet
-//! stays with the [receiver](crate::sys::socket::Receiver).
+//! stays with the [receiver](crate::sys::receiver::Receiver).
 
 #![forbid(unsafe_code)]
 
@@ -30,7 +30,7 @@ use crate::{
         MAX_SEGMENTS, //
     },
     sys::{
-        socket::Receiver,
+        receiver::Receiver,
         uaccess::CurrentMm, //
     },
     vring::{
@@ -68,7 +68,8 @@ pub fn receive(queue: &mut Queue, maps: &Maps, budget: &mut Budget) -> Result<Pa
         state.dirty.clear();
         let mut take = ring.take();
         let list = log.is_some().then_some(&mut state.dirty);
-        let Some(room) = take_buffers(&mut take, maps, &mut state.segments, list, len, most)? else {
+        let Some(room) = take_buffers(&mut take, maps, &mut state.segments, list, len, most)?
+        else {
             budget.spend_descriptors(take.descriptors());
             return Ok(Pause::NoBuffer);
         };

@@ -176,6 +176,9 @@ fn transmit_batch(
         }
         budget.spend(len, chain.descriptors);
         take.complete();
+        if state.batch.is_full() {
+            send_batch(state, stats, sock);
+        }
     }
     Ok(Pause::Enough)
 }

@@ -79,8 +79,9 @@ impl Parts<'_> {
         access: Access,
         hint: &mut Hint,
     ) -> Result<(), Fault> {
+        // No count here overflows: the first is bounded below, the others by the list's room.
         let found = &mut self.found;
-        found.descriptors += 1;
+        found.descriptors = found.descriptors.wrapping_add(1);
         if found.descriptors > MAX_PACKET {
             return Err(Fault::new(EINVAL, "a packet has too many descriptors"));
         }
@@ -88,10 +89,10 @@ impl Parts<'_> {
         self.maps
             .translate(addr, len, access, hint, self.out)
             .because("a buffer is not in memory")?;
-        let count = self.out.len() - before;
+        let count = self.out.len().wrapping_sub(before);
 
         if access == Access::Write {
-            found.writable += count;
+            found.writable = found.writable.wrapping_add(count);
             if let Some(dirty) = self.dirty.as_deref_mut().filter(|_| count > 0) {
                 dirty
                     .push(Dirty {
@@ -106,7 +107,7 @@ impl Parts<'_> {
                 "a readable buffer follows a writable one",
             ));
         } else {
-            found.readable += count;
+            found.readable = found.readable.wrapping_add(count);
         }
         Ok(())
     }

@@ -397,7 +397,13 @@ impl Split {
         memory: &mut RingMemory<M>,
         mut index: u16,
     ) -> Result {
-        for (elem, span) in self.taken.elems.iter().zip(&self.taken.spans) {
+        for (elem, span) in self
+            .taken
+            .elems
+            .as_slice()
+            .iter()
+            .zip(self.taken.spans.as_slice())
+        {
             memory.write_used(used_entry(self.slot(index)), elem.as_bytes())?;
             index = index.wrapping_add(*span);
         }

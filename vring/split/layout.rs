@@ -13,7 +13,7 @@ use kernel::prelude::*;
 use zerocopy_derive::Immutable;
 
 /// `struct virtq_used_elem` (virtio 1.3, section 2.7.8), in the ring's byte order.
-#[derive(Clone, Copy, Debug, IntoBytes, Immutable)]
+#[derive(Clone, Copy, Debug, Default, IntoBytes, Immutable)]
 #[repr(C)]
 pub(super) struct UsedElem {
     pub(super) id: u32,

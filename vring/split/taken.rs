@@ -14,6 +14,7 @@ use super::{
     layout::UsedElem, //
 };
 use crate::{
+    list::List,
     memtable::MAX_SEGMENTS,
     vring::fault::Fault, //
 };
@@ -38,9 +39,9 @@ pub struct Deferred {
 pub(super) struct Taken {
     /// Used entries that are not published: one for each chain, or in order one for each packet
     /// that was received and one for all that were transmitted.
-    pub(super) elems: KVVec<UsedElem>,
+    pub(super) elems: List<UsedElem>,
     /// In order: how many chains each of `elems` stands for, of those that are completed.
-    pub(super) spans: KVVec<u16>,
+    pub(super) spans: List<u16>,
     /// How many chains are completed.
     unpublished: usize,
     /// How many chains are deferred.
@@ -56,8 +57,8 @@ impl Taken {
     /// No chains, of a ring of one descriptor. Fails with [`ENOMEM`].
     pub(super) fn new() -> Result<Self> {
         Ok(Self {
-            elems: KVVec::with_capacity(MAX_TAKEN, GFP_KERNEL)?,
-            spans: KVVec::with_capacity(MAX_TAKEN, GFP_KERNEL)?,
+            elems: List::new(MAX_TAKEN)?,
+            spans: List::new(MAX_TAKEN)?,
             unpublished: 0,
             deferred: 0,
             limit: 1,
@@ -94,7 +95,8 @@ impl Taken {
     /// Fails if no more can be taken beside `chains` of the packet at hand.
     #[inline(always)]
     pub(super) fn check_room(&self, chains: u16, num: u16) -> Result<(), Fault> {
-        let out_there = self.unpublished + usize::from(chains);
+        // Both are bounded by the limit, or far from overflow.
+        let out_there = self.unpublished.wrapping_add(usize::from(chains));
         if out_there >= self.limit {
             return Err(self.too_many(out_there, num));
         }
@@ -115,7 +117,7 @@ impl Taken {
     #[inline(always)]
     pub(super) fn push(&mut self, id: u32) -> Result<(), Fault> {
         self.elems
-            .push_within_capacity(UsedElem { id, len: 0 })
+            .push(UsedElem { id, len: 0 })
             .map_err(|_| Fault::new(ENOBUFS, "too many chains are completed"))
     }
 
@@ -123,7 +125,7 @@ impl Taken {
     /// order.
     #[inline(always)]
     pub(super) fn set_written(&mut self, len: u32) {
-        if let Some(elem) = self.elems.last_mut() {
+        if let Some(elem) = self.elems.as_mut_slice().last_mut() {
             elem.len = len;
         }
     }
@@ -131,11 +133,11 @@ impl Taken {
     /// Says that nothing was written to the chains behind the first `len` entries. In order, each
     /// has an entry of its own: a driver takes one without for full.
     pub(super) fn clear_written(&mut self, len: usize, in_order: bool) {
-        for elem in self.elems.iter_mut().skip(len) {
+        for elem in self.elems.as_mut_slice().iter_mut().skip(len) {
             elem.len = 0;
             if in_order {
                 // There is as much room as in the other list.
-                let _ = self.spans.push_within_capacity(1);
+                let _ = self.spans.push(1);
             }
         }
     }
@@ -155,12 +157,13 @@ impl Taken {
     /// has the head of the last chain, and what was written there. The driver knows that the
     /// chains before it are full.
     pub(super) fn merge(&mut self, len: usize, chains: u16) {
-        let Some(last) = self.elems.last().copied().filter(|_| chains > 0) else {
+        let Some(last) = self.elems.as_slice().last().copied().filter(|_| chains > 0) else {
             return;
         };
         self.elems.truncate(len);
         // Chains to read need no entry of their own: nothing is written to them.
-        if let (Some(elem), Some(span)) = (self.elems.last_mut(), self.spans.last_mut()) {
+        let (elems, spans) = (self.elems.as_mut_slice(), self.spans.as_mut_slice());
+        if let (Some(elem), Some(span)) = (elems.last_mut(), spans.last_mut()) {
             if elem.len == 0 && last.len == 0 {
                 elem.id = last.id;
                 *span = span.wrapping_add(chains);
@@ -168,14 +171,15 @@ impl Taken {
             }
         }
         // There is room: the entries of the packet were just taken away.
-        let _ = self.elems.push_within_capacity(last);
-        let _ = self.spans.push_within_capacity(chains);
+        let _ = self.elems.push(last);
+        let _ = self.spans.push(chains);
     }
 
     /// The last `chains` are completed.
     #[inline(always)]
     pub(super) fn complete(&mut self, chains: u16) {
-        self.unpublished += usize::from(chains);
+        // They were counted when they were taken: far from overflow.
+        self.unpublished = self.unpublished.wrapping_add(usize::from(chains));
     }
 
     /// Takes out the chain that was added last, of a ring of `num` descriptors.
@@ -197,7 +201,7 @@ impl Taken {
         self.deferred = self.deferred.saturating_sub(1);
         self.update_limit(num);
         // There is room: the limit leaves some for each deferred chain.
-        let _ = self.elems.push_within_capacity(chain.elem);
+        let _ = self.elems.push(chain.elem);
         self.unpublished += 1;
     }
 }

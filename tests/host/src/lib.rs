@@ -27,6 +27,7 @@
 #[path = "../../.."]
 mod driver {
     pub mod features;
+    pub mod list;
     pub mod log;
     pub mod memtable;
     #[path = "vhost/misses.rs"]
@@ -36,7 +37,7 @@ mod driver {
     pub mod vring;
 }
 
-pub use driver::{features, log, memtable, messages, uapi, usermem, vring};
+pub use driver::{features, list, log, memtable, messages, uapi, usermem, vring};
 
 pub mod cases;
 pub mod mem;

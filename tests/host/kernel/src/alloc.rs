@@ -166,6 +166,12 @@ impl<T> KVec<T> {
 }
 
 impl<T: Clone> KVec<T> {
+    pub fn from_elem(value: T, n: usize, flags: Flags) -> Result<Self, AllocError> {
+        let mut vec = Self::with_capacity(n, flags)?;
+        vec.items.resize(n, value);
+        Ok(vec)
+    }
+
     pub fn extend_from_slice(&mut self, other: &[T], flags: Flags) -> Result<(), AllocError> {
         self.reserve(other.len(), flags)?;
         self.items.extend_from_slice(other);

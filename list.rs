@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A list whose room is made once: adding to it never allocates, and calls nothing.
+
+#![forbid(unsafe_code)]
+
+use kernel::prelude::*;
+
+/// Up to a fixed number of items.
+///
+/// # Invariants
+///
+/// The items are the first `len` of `slots`, which has as many or more.
+pub struct List<T> {
+    slots: KVVec<T>,
+    len: usize,
+}
+
+impl<T: Copy + Default> List<T> {
+    /// Makes an empty list with room for `room` items.
+    ///
+    /// Fails with [`ENOMEM`].
+    pub fn new(room: usize) -> Result<Self> {
+        // INVARIANT: There are no items.
+        Ok(Self {
+            slots: KVVec::from_elem(T::default(), room, GFP_KERNEL)?,
+            len: 0,
+        })
+    }
+
+    /// Whether there is no room for another item.
+    #[inline(always)]
+    pub fn is_full(&self) -> bool {
+        self.len >= self.slots.len()
+    }
+
+    /// The number of items.
+    #[inline(always)]
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds an item behind the others.
+    ///
+    /// Fails with [`ENOBUFS`] if there is no room.
+    #[inline(always)]
+    pub fn push(&mut self, item: T) -> Result {
+        let slot = self.slots.get_mut(self.len).ok_or(ENOBUFS)?;
+        *slot = item;
+        // INVARIANT: There was a slot for it, so this does not overflow.
+        self.len = self.len.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Removes the last item, if there is one.
+    pub fn pop(&mut self) -> Option<T> {
+        let last = self.as_slice().last().copied()?;
+        // INVARIANT: There was one.
+        self.len -= 1;
+        Some(last)
+    }
+
+    /// Removes all but the first `len` items.
+    #[inline(always)]
+    pub fn truncate(&mut self, len: usize) {
+        // INVARIANT: It does not grow.
+        self.len = self.len.min(len);
+    }
+
+    /// Removes all items.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        self.truncate(0);
+    }
+
+    /// The items, in the order they were added.
+    #[inline(always)]
+    pub fn as_slice(&self) -> &[T] {
+        // By the type invariant there are as many.
+        self.slots.get(..self.len).unwrap_or(&[])
+    }
+
+    /// The items, to be changed.
+    #[inline(always)]
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
+        // As above.
+        self.slots.get_mut(..self.len).unwrap_or(&mut [])
+    }
+}

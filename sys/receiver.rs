@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Packets that a socket has received: out of a tap's ring many at a time, or one by one.
+//!
+//! C headers: [`include/linux/if_tun.h`](srctree/include/linux/if_tun.h),
+//! [`include/linux/if_tap.h`](srctree/include/linux/if_tap.h),
+//! [`include/linux/ptr_ring.h`](srctree/include/linux/ptr_ring.h)
+
+use super::{
+    bindings as local,
+    poll::Pollable,
+    socket::{
+        Kind,
+        Socket, //
+    }, //
+};
+use crate::memtable::Segments;
+use core::{
+    mem::MaybeUninit,
+    ptr::NonNull, //
+};
+use kernel::{
+    bindings,
+    ffi::{
+        c_int,
+        c_void, //
+    },
+    prelude::*,
+    sync::Arc, //
+};
+
+/// The most packets that are taken out of a ring at a time.
+pub const RING_BATCH: usize = 64;
+
+/// Packets that were taken out of a socket's ring.
+///
+/// Dropped, it puts those that were not received back to the head of the ring.
+///
+/// # Invariants
+///
+/// `ring` is the one of `sock`. The pointers from `head` to `tail` were taken from it, in order.
+struct RingBatch {
+    sock: Arc<Socket>,
+    ring: NonNull<local::ptr_ring>,
+    frames: [MaybeUninit<*mut c_void>; RING_BATCH],
+    head: usize,
+    tail: usize,
+    /// What each packet is received with. A tap changes nothing in it that it looks at.
+    msg: bindings::msghdr,
+}
+
+// SAFETY: Packets belong to no thread, and the ring locks itself.
+unsafe impl Send for RingBatch {}
+
+impl RingBatch {
+    /// The packet that comes next, which stays where it is.
+    #[inline(always)]
+    fn peek(&mut self) -> Option<*mut c_void> {
+        if self.head == self.tail && !self.refill() {
+            return None;
+        }
+        let frame = self.frames.get(self.head)?;
+        // SAFETY: By the type invariant, the frames from `head` to `tail` were written.
+        Some(unsafe { frame.assume_init() })
+    }
+
+    /// The packet that comes next, which is the caller's now.
+    #[inline(always)]
+    fn pop(&mut self) -> Option<*mut c_void> {
+        let frame = self.peek()?;
+        // INVARIANT: The frame at `head` is no longer ours.
+        self.head += 1;
+        Some(frame)
+    }
+
+    #[inline(never)]
+    fn refill(&mut self) -> bool {
+        // SAFETY: By the type invariant the ring is valid, and the array has the given length. The
+        // consumer's lock is held, as both functions want.
+        let count = unsafe {
+            let lock = local::ptr_ring_consumer_lock(self.ring.as_ptr());
+            bindings::spin_lock(lock);
+            let count = local::__ptr_ring_consume_batched(
+                self.ring.as_ptr(),
+                self.frames.as_mut_ptr().cast::<*mut c_void>(),
+                RING_BATCH as c_int,
+            );
+            if count > 0 {
+                local::tun_wake_queue(self.sock.file().as_ptr(), count);
+            }
+            bindings::spin_unlock(lock);
+            count
+        };
+        // INVARIANT: So many frames were written, and are ours.
+        self.head = 0;
+        self.tail = usize::try_from(count).unwrap_or(0);
+        self.tail > 0
+    }
+}
+
+impl Drop for RingBatch {
+    fn drop(&mut self) {
+        if self.head == self.tail {
+            return;
+        }
+        // SAFETY: By the type invariant these frames came from this ring and are ours. What does
+        // not fit any more is freed by the function that frees a tap's packets.
+        unsafe {
+            local::ptr_ring_unconsume(
+                self.ring.as_ptr(),
+                self.frames
+                    .as_mut_ptr()
+                    .add(self.head)
+                    .cast::<*mut c_void>(),
+                (self.tail - self.head) as c_int,
+                Some(match self.sock.kind() {
+                    Kind::Tap => free_tap_frame,
+                    _ => free_tun_frame,
+                }),
+            );
+        }
+    }
+}
+
+/// # Safety
+///
+/// `frame` came from the ring of a [`Kind::Tun`] and is the caller's.
+unsafe extern "C" fn free_tun_frame(frame: *mut c_void) {
+    // SAFETY: By the safety requirement.
+    unsafe { local::tun_ptr_free(frame) }
+}
+
+/// # Safety
+///
+/// `frame` came from the ring of a [`Kind::Tap`] and is the caller's.
+unsafe extern "C" fn free_tap_frame(frame: *mut c_void) {
+    // SAFETY: By the safety requirement.
+    unsafe { local::tap_ptr_free(frame) }
+}
+
+/// Receives a socket's packets, one after the other.
+pub struct Receiver(Source);
+
+enum Source {
+    /// Out of the ring, many at a time.
+    Ring(KBox<RingBatch>),
+    /// Out of the socket's own queue.
+    Queue(Arc<Socket>),
+}
+
+impl Receiver {
+    /// Makes the receiver of a socket. At most one at a time should be in use.
+    ///
+    /// Fails with [`ENOMEM`].
+    pub fn new(sock: Arc<Socket>) -> Result<Self> {
+        let Some(ring) = sock.ring() else {
+            return Ok(Self(Source::Queue(sock)));
+        };
+        // INVARIANT: The ring is the socket's, and there are no frames.
+        let batch = KBox::new(
+            RingBatch {
+                sock,
+                ring,
+                frames: [const { MaybeUninit::uninit() }; RING_BATCH],
+                head: 0,
+                tail: 0,
+                msg: bindings::msghdr::default(),
+            },
+            GFP_KERNEL,
+        )?;
+        Ok(Self(Source::Ring(batch)))
+    }
+
+    /// The length in bytes of the packet that comes next, without the header that a tap may put in
+    /// front of it; 0 if there is none.
+    #[inline(always)]
+    pub fn peek_len(&mut self) -> usize {
+        match &mut self.0 {
+            Source::Ring(batch) => {
+                let Some(frame) = batch.peek() else {
+                    return 0;
+                };
+                // SAFETY: The frame came from a tap's ring, and is ours.
+                let len = unsafe { local::tun_ptr_len(frame) };
+                usize::try_from(len).unwrap_or(0)
+            }
+            Source::Queue(sock) => sock.queue_peek_len(),
+        }
+    }
+
+    /// Receives the next packet, which has `len` bytes with its header, into `segments` without
+    /// their first `skip` bytes. Never waits. A tap's packet is gone afterwards, also after an
+    /// error.
+    ///
+    /// Returns the number of bytes that the packet has. Fails with [`EFAULT`] if it has `len` bytes
+    /// and `segments` can't be written, with [`EAGAIN`] if there is no packet any more, or as the
+    /// socket's `recvmsg` does.
+    #[inline(always)]
+    pub fn receive(&mut self, segments: &Segments, skip: usize, len: usize) -> Result<usize> {
+        self.receive_to(Some(segments), skip, len)
+    }
+
+    #[inline(always)]
+    fn receive_to(
+        &mut self,
+        segments: Option<&Segments>,
+        skip: usize,
+        len: usize,
+    ) -> Result<usize> {
+        match &mut self.0 {
+            Source::Ring(batch) => {
+                let frame = batch.pop().ok_or(EAGAIN)?;
+                let RingBatch { sock, msg, .. } = &mut **batch;
+                msg.__bindgen_anon_1.msg_control = frame;
+                if segments.is_none() {
+                    msg.msg_iter = bindings::iov_iter::default();
+                }
+                // SAFETY: The frame came out of this socket's ring, which only a tap has, and is
+                // ours no more: the tap takes it, whatever happens.
+                unsafe { sock.recvmsg(msg, segments, skip, len) }
+            }
+            Source::Queue(sock) => {
+                let mut msg = bindings::msghdr::default();
+                // SAFETY: It is given no packet, and the iterator goes over nothing.
+                unsafe { sock.recvmsg(&mut msg, segments, skip, len) }
+            }
+        }
+    }
+
+    /// Drops the next packet.
+    #[cold]
+    pub fn discard(&mut self) {
+        // With no room for it, the socket does just that. A socket that has an error to report
+        // does so first, and is asked again.
+        let _ = self.receive_to(None, 0, 0);
+    }
+}
