@@ -81,6 +81,15 @@ impl<T: Copy + Default> List<T> {
         self.slots.get(..self.len).unwrap_or(&[])
     }
 
+    /// The item, if there is just one. That is the case which packets are in.
+    #[inline(always)]
+    pub fn only(&self) -> Option<T> {
+        if self.len != 1 {
+            return None;
+        }
+        self.slots.first().copied()
+    }
+
     /// The items, to be changed.
     #[inline(always)]
     pub fn as_mut_slice(&mut self) -> &mut [T] {

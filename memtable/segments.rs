@@ -63,6 +63,12 @@ impl Segments {
         self.list.as_slice()
     }
 
+    /// The segment, if there is just one.
+    #[inline(always)]
+    pub fn only(&self) -> Option<Segment> {
+        self.list.only()
+    }
+
     /// How many segments there are.
     #[inline(always)]
     #[allow(clippy::len_without_is_empty)]

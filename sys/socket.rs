@@ -449,27 +449,19 @@ fn init_iter(
     skip: usize,
     len: usize,
 ) {
-    match segments.as_slice() {
-        [segment] => {
-            let rest = segment.skip(skip);
-            // SAFETY: `iter` is valid for writes. Where the segment points to is checked at the
-            // access.
-            unsafe {
-                local::iov_iter_ubuf(
-                    iter,
-                    direction,
-                    rest.addr().get() as *mut c_void,
-                    rest.len().min(len),
-                )
-            }
-        }
-        list => init_iter_list(
+    let Some(segment) = segments.only() else {
+        let end = segments.total().min(skip.saturating_add(len));
+        return init_iter_list(iter, direction, segments.as_slice(), skip, end);
+    };
+    let rest = segment.skip(skip);
+    // SAFETY: `iter` is valid for writes. Where the segment points to is checked at the access.
+    unsafe {
+        local::iov_iter_ubuf(
             iter,
             direction,
-            list,
-            skip,
-            segments.total().min(skip.saturating_add(len)),
-        ),
+            rest.addr().get() as *mut c_void,
+            rest.len().min(len),
+        )
     }
 }
 

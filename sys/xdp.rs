@@ -79,10 +79,11 @@ impl FragCache {
         }
     }
 
-    /// How many bytes of the page at hand are not cut.
+    /// Whether the page at hand has `size` bytes that are not cut.
     #[inline(always)]
-    fn left(&self) -> u32 {
-        local::FRAG_CACHE_SIZE.saturating_sub(self.now.offset)
+    fn has(&self, size: u32) -> bool {
+        // Far from overflow: neither is more than a page.
+        self.now.offset.wrapping_add(size) <= local::FRAG_CACHE_SIZE
     }
 
     /// Goes on with the other cache.
@@ -138,8 +139,10 @@ pub struct XdpBatch {
 // SAFETY: Buffers belong to no thread.
 unsafe impl Send for XdpBatch {}
 
+/// The next multiple of a cache line, which is a power of two. For sizes far from overflow.
 const fn align(size: usize) -> usize {
-    size.next_multiple_of(local::SMP_CACHE_BYTES)
+    let mask = local::SMP_CACHE_BYTES - 1;
+    size.wrapping_add(mask) & !mask
 }
 
 /// What the network stack puts behind a packet that takes over its buffer.
@@ -261,7 +264,7 @@ impl XdpBatch {
         let data_len = len.wrapping_sub(header);
         let size = layout.size(len)?;
         let slot = self.buffs.get_mut(self.len).ok_or(ENOSPC)?;
-        if size > self.cache.left() {
+        if !self.cache.has(size) {
             self.cache.swap();
             self.swapped = self.len > 0;
         }
@@ -273,10 +276,10 @@ impl XdpBatch {
             let from = start.add(pad.wrapping_sub(header));
             slice::from_raw_parts_mut(from.cast::<MaybeUninit<u8>>(), len)
         };
-        match segments.as_slice() {
+        match segments.only() {
             // By the list's invariant it has as many bytes.
-            [all] => CurrentMm.read_uninit(all.skip(skip).addr(), room)?,
-            pieces => read_pieces(pieces, skip, room)?,
+            Some(all) => CurrentMm.read_uninit(all.skip(skip).addr(), room)?,
+            None => read_pieces(segments.as_slice(), skip, room)?,
         }
         let from = room.as_ptr().cast::<u8>();
         // SAFETY: There are `HEADER_MAX` bytes at the start of the fragment, with the pad of the
@@ -301,7 +304,7 @@ impl XdpBatch {
         // INVARIANT: There was a slot, which is filled in now; the fragment is the batch's.
         core::mem::forget(frag);
         self.len = self.len.wrapping_add(1);
-        self.full = self.swapped && size > self.cache.left();
+        self.full = self.swapped && !self.cache.has(size);
         // SAFETY: The header is at the start of the fragment, all of it was written, and it is
         // borrowed from the batch that owns it.
         Ok(unsafe { slice::from_raw_parts_mut(start, header) })
