@@ -10,6 +10,7 @@
 use super::{
     bindings as local,
     poll::Pollable,
+    uaccess::CurrentMm,
     xdp::XdpBatch, //
 };
 use crate::{
@@ -177,7 +178,9 @@ impl Socket {
             return false;
         }
         let text = text.get(..seq.count).unwrap_or(&[]);
-        let name = text.strip_prefix(b"iff:\t").and_then(|name| name.strip_suffix(b"\n"));
+        let name = text
+            .strip_prefix(b"iff:\t")
+            .and_then(|name| name.strip_suffix(b"\n"));
         let mut zeroed = [0u8; bindings::IFNAMSIZ as usize];
         let Some(room) = name.and_then(|name| zeroed.get_mut(..name.len())) else {
             return false;
@@ -243,12 +246,18 @@ impl Socket {
         unsafe { (*self.sock.as_ptr()).sk }
     }
 
-    /// Sends a packet: `segments` without their first `skip` bytes. Never waits.
+    /// Sends a packet: `segments` of the user memory without their first `skip` bytes. Never waits.
     ///
     /// `more` says that another one follows at once. Returns the number of bytes that were taken.
     /// Fails as the socket's `sendmsg` does: with [`EAGAIN`] if the socket is full, with
     /// [`ENOMEM`] or [`ENOBUFS`], or because the packet is bad.
-    pub fn send(&self, segments: &Segments, skip: usize, more: bool) -> Result<usize> {
+    pub fn send(
+        &self,
+        _: CurrentMm<'_>,
+        segments: &Segments,
+        skip: usize,
+        more: bool,
+    ) -> Result<usize> {
         // SAFETY: There is no `ctl`.
         unsafe { self.send_with(segments, skip, more, None) }
     }
@@ -264,6 +273,7 @@ impl Socket {
     /// it is completed or this fails.
     pub(super) unsafe fn send_ubuf(
         &self,
+        _: CurrentMm<'_>,
         segments: &Segments,
         skip: usize,
         more: bool,
@@ -674,7 +684,13 @@ impl Receiver {
     /// and `segments` can't be written, with [`EAGAIN`] if there is no packet any more, or as the
     /// socket's `recvmsg` does.
     #[inline(always)]
-    pub fn receive(&mut self, segments: &Segments, skip: usize, len: usize) -> Result<usize> {
+    pub fn receive(
+        &mut self,
+        _: CurrentMm<'_>,
+        segments: &Segments,
+        skip: usize,
+        len: usize,
+    ) -> Result<usize> {
         self.receive_to(Some(segments), skip, len)
     }
 

@@ -4,7 +4,10 @@
 //!
 //! C header: [`include/linux/sched/vhost_task.h`](srctree/include/linux/sched/vhost_task.h)
 
-use super::bindings;
+use super::{
+    bindings,
+    uaccess::CurrentMm, //
+};
 use core::ptr::NonNull;
 use kernel::{
     error::from_err_ptr,
@@ -23,8 +26,8 @@ pub trait Work: Send + Sync + 'static {
     /// The task counts as asleep while this runs, so that no wake-up is lost: it must not block.
     fn take(&self) -> Option<Self::Batch>;
 
-    /// Does it.
-    fn run(&self, batch: Self::Batch);
+    /// Does it, in the user memory `mm`.
+    fn run(&self, batch: Self::Batch, mm: CurrentMm<'_>);
 }
 
 /// A thread in the process of the task that made it.
@@ -86,7 +89,8 @@ impl<T: Work> VhostTask<T> {
         };
         // SAFETY: Sets the state of the current task, which is awake.
         unsafe { bindings::set_current_running() };
-        work.run(batch);
+        // SAFETY: The current task is a thread of a user process, whose address space it shares.
+        work.run(batch, unsafe { CurrentMm::assume() });
         // What a thread has to do before it goes back to user space, where this one never goes: a
         // CPU limit takes it off the CPU here. A signal is left to who calls this.
         // SAFETY: The current task holds no lock.

@@ -227,7 +227,13 @@ impl XdpBatch {
     /// [`EINVAL`] if it is shorter than its header and that of an Ethernet; with [`EFAULT`] if `segments` can't be read;
     /// and with [`ENOMEM`].
     #[inline(always)]
-    pub fn push(&mut self, layout: Layout, segments: &Segments, skip: usize) -> Result<&mut [u8]> {
+    pub fn push(
+        &mut self,
+        mm: CurrentMm<'_>,
+        layout: Layout,
+        segments: &Segments,
+        skip: usize,
+    ) -> Result<&mut [u8]> {
         let Layout { header, pad, least } = layout;
         let len = segments.total().saturating_sub(skip);
         if len < least {
@@ -248,8 +254,8 @@ impl XdpBatch {
         let room = frag.range(pad - header, pad + data_len);
         match segments.as_slice() {
             // By the list's invariant it has as many bytes.
-            [all] => CurrentMm.read_uninit(all.skip(skip).addr(), room)?,
-            pieces => read_pieces(pieces, skip, room)?,
+            [all] => mm.read_uninit(all.skip(skip).addr(), room)?,
+            pieces => read_pieces(mm, pieces, skip, room)?,
         }
 
         let start = frag.start.as_ptr();
@@ -317,14 +323,19 @@ impl Drop for XdpBatch {
 /// Fills `to` with what `segments` have behind their first `skip` bytes. Fails with [`EFAULT`] if
 /// that is not enough, or can't be read.
 #[inline(never)]
-fn read_pieces(segments: &[Segment], mut skip: usize, mut to: &mut [MaybeUninit<u8>]) -> Result {
+fn read_pieces(
+    mm: CurrentMm<'_>,
+    segments: &[Segment],
+    mut skip: usize,
+    mut to: &mut [MaybeUninit<u8>],
+) -> Result {
     for segment in segments {
         let rest = segment.skip(skip);
         skip -= segment.len() - rest.len();
         let count = rest.len().min(to.len());
         let (now, later) = to.split_at_mut_checked(count).ok_or(EFAULT)?;
         if count > 0 {
-            CurrentMm.read_uninit(rest.addr(), now)?;
+            mm.read_uninit(rest.addr(), now)?;
         }
         to = later;
     }

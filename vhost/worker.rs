@@ -14,6 +14,7 @@ use crate::sys::{
     kthread::Kthread,
     poll::Wake,
     sched::sleep_unless,
+    uaccess::CurrentMm,
     vhost_task::{
         VhostTask,
         Work, //
@@ -29,8 +30,8 @@ use kernel::{
 /// What a worker runs.
 pub trait Run: Send + Sync + 'static {
     /// Does what `bits` say, and says what there is to do only after a rest. Called by the worker's
-    /// thread, in the owner's address space.
-    fn run(&self, bits: WorkBits) -> Rest;
+    /// thread, in the owner's address space, of which `mm` is the user memory.
+    fn run(&self, bits: WorkBits, mm: CurrentMm<'_>) -> Rest;
 }
 
 /// What there is to do after a rest: to try at once what there is no memory for would keep a CPU.
@@ -61,8 +62,8 @@ impl<R: Run> Work for Runner<R> {
         self.set.take()
     }
 
-    fn run(&self, bits: WorkBits) {
-        let rest = self.target.run(bits);
+    fn run(&self, bits: WorkBits, mm: CurrentMm<'_>) {
+        let rest = self.target.run(bits, mm);
         if rest.bits != 0 {
             // Not for longer than there is nothing else to do: that is rest enough.
             sleep_unless(rest.msecs, || self.set.has_work());
