@@ -1008,6 +1008,41 @@ fn stopped() -> Res {
     Ok(())
 }
 
+/// The owner is stopped, and somebody else has the last reference to the device: closing it does not wait until the owner goes on.
+fn stopped_and_closed() -> Res {
+    let device = sys::open()?;
+    let ready = shared()?;
+    let child = Child::new(|| {
+        check_eq!(ioctl(&device, SET_OWNER, NULL), 0, "SET_OWNER");
+        // SAFETY: the child's own descriptor, which it uses no more.
+        unsafe { libc::close(device.as_raw_fd()) };
+        ready.store(1, Relaxed);
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    })?;
+    check!(until(|| ready.load(Relaxed) == 1), "no owner");
+    let worker = worker_of(child.pid, false)?;
+    child.signal(libc::SIGSTOP);
+    let all_stopped = || !states(child.pid).split(", ").any(|s| !s.contains(" T "));
+    check!(until(all_stopped), "{}", states(child.pid));
+    let closing = std::thread::spawn(move || drop(device));
+    let begin = Instant::now();
+    while !closing.is_finished() && begin.elapsed() < at_once() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let (closed, time) = (closing.is_finished(), begin.elapsed());
+    let there = worker.exists();
+    child.signal(libc::SIGCONT);
+    let _ = closing.join();
+    check!(closed, "closing waits for a worker that is stopped");
+    println!("# closed in {time:?}");
+    check!(there, "a thread that is stopped ended");
+    check!(until(|| !worker.exists()), "the worker is still there");
+    check!(nobody(), "{:?} users of the module", module_users());
+    Ok(())
+}
+
 /// A VMM that is frozen and thawed.
 fn frozen(kernel_thread: bool) -> Res {
     let group = Group::new("vhost-frozen")?;
@@ -1162,6 +1197,7 @@ fn dumped() -> Res {
 fn main() {
     const TESTS: &[Test] = &[
         ("stopped", stopped),
+        ("stopped_and_closed", stopped_and_closed),
         ("handed_over", handed_over),
         ("executed", executed),
         ("dumped", dumped),
@@ -1177,6 +1213,8 @@ fn main() {
         ("freeze_kick", freeze_kick),
         ("freeze_log_fd", freeze_log_fd),
         ("freeze_two_threads", freeze_two_threads),
+        ("freeze_owner", freeze_owner),
+        ("freeze_reopen", freeze_reopen),
         ("signal_set_owner_restarting", signal_set_owner_restarting),
         ("signal_set_owner_plain", signal_set_owner_plain),
         ("signal_calls", signal_calls),
@@ -1185,14 +1223,11 @@ fn main() {
         ("bind_beside_fault", bind_beside_fault),
         ("fdinfo_beside_fault", fdinfo_beside_fault),
     ];
-    // What the kernel has no way for: a kernel thread is charged to a group that can't hold it, and a frozen thread can't be
-    // ended, so who gives a device back, or closes it, waits for it.
+    // What the kernel has no way for: a kernel thread is charged to a group that can't hold it.
     const PENDING: &[Test] = &[
         ("cpu_share_kernel", cpu_share_kernel),
         ("cpu_latency_kernel", cpu_latency_kernel),
         ("cpu_killed_kernel", cpu_killed_kernel),
-        ("freeze_owner", freeze_owner),
-        ("freeze_reopen", freeze_reopen),
     ];
     ktap::run_and(TESTS, PENDING)
 }
