@@ -69,7 +69,7 @@ impl Driver for Net {
     }
 
     fn run(device: &Device, mm: CurrentMm<'_>, index: usize, cause: Cause) -> u32 {
-        let Some(mut queue) = device.queue_to_run(index) else {
+        let Some(mut queue) = device.queue_to_run(index, cause.worker) else {
             return 0;
         };
         if cause.kicked {

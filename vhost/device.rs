@@ -28,7 +28,8 @@ use super::{
     worker::{
         self,
         Rest,
-        Run, //
+        Run,
+        WorkerId, //
     }, //
 };
 use crate::{
@@ -99,6 +100,8 @@ pub trait Driver: Sized + Send + Sync + 'static {
 /// Why a queue runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Cause {
+    /// Who runs it.
+    pub worker: WorkerId,
     /// Its driver kicked it.
     pub kicked: bool,
     /// Another queue waits until it has run.
@@ -178,9 +181,15 @@ impl<D: Driver> Device<D> {
         QueueGuard::<D>::for_owner(self.lock_for_owner(queue))
     }
 
-    /// Locks a queue, for the worker.
-    pub fn queue_to_run(&self, index: usize) -> Option<QueueGuard<'_, D>> {
-        Some(QueueGuard::<D>::new(self.find_queue(index)?.lock()))
+    /// Locks a queue, for `worker`. There is none if that is not whom it belongs to any more: a
+    /// worker may go on for a while after its owner has given the device back, and another owner's
+    /// queue is in other memory than its own.
+    pub fn queue_to_run(&self, index: usize, worker: WorkerId) -> Option<QueueGuard<'_, D>> {
+        let queue = self.find_queue(index)?.lock();
+        if queue.worker.as_ref()?.id() != worker {
+            return None;
+        }
+        Some(QueueGuard::<D>::new(queue))
     }
 
     /// Locks the queue beside the one of this index, for a worker that has that one locked. It may
@@ -389,13 +398,17 @@ impl<D: Driver> Device<D> {
 }
 
 impl<D: Driver> Run for Device<D> {
-    fn run(&self, bits: WorkBits, mm: CurrentMm<'_>) -> Rest {
+    fn run(&self, worker: WorkerId, bits: WorkBits, mm: CurrentMm<'_>) -> Rest {
         let mut rest = Rest::default();
         for index in 0..QUEUES {
             let kicked = bits.has(WorkBits::kick(index));
             if kicked || bits.has(WorkBits::ready(index)) {
-                let waited_for = bits.has_after(index);
-                let msecs = D::run(self, mm, index, Cause { kicked, waited_for });
+                let cause = Cause {
+                    worker,
+                    kicked,
+                    waited_for: bits.has_after(index),
+                };
+                let msecs = D::run(self, mm, index, cause);
                 if msecs > 0 {
                     rest.add(msecs, WorkBits::ready(index));
                 }

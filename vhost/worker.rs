@@ -29,10 +29,15 @@ use kernel::{
 
 /// What a worker runs.
 pub trait Run: Send + Sync + 'static {
-    /// Does what `bits` say, and says what there is to do only after a rest. Called by the worker's
-    /// thread, in the owner's address space, of which `mm` is the user memory.
-    fn run(&self, bits: WorkBits, mm: CurrentMm<'_>) -> Rest;
+    /// Does what `bits` say, and says what there is to do only after a rest. Called by the thread of
+    /// `worker`, in its owner's address space, of which `mm` is the user memory.
+    fn run(&self, worker: WorkerId, bits: WorkBits, mm: CurrentMm<'_>) -> Rest;
 }
+
+/// Which worker it is: two that exist at a time are not the same, and a worker exists as long as its
+/// thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerId(usize);
 
 /// What there is to do after a rest: to try at once what there is no memory for would keep a CPU.
 #[derive(Default)]
@@ -55,6 +60,13 @@ struct Runner<R: Run> {
     target: Arc<R>,
 }
 
+impl<R: Run> Runner<R> {
+    fn id(&self) -> WorkerId {
+        // It has a size, and the thread has a reference to it.
+        WorkerId(core::ptr::from_ref(self).addr())
+    }
+}
+
 impl<R: Run> Work for Runner<R> {
     type Batch = WorkBits;
 
@@ -63,7 +75,7 @@ impl<R: Run> Work for Runner<R> {
     }
 
     fn run(&self, bits: WorkBits, mm: CurrentMm<'_>) {
-        let rest = self.target.run(bits, mm);
+        let rest = self.target.run(self.id(), bits, mm);
         if rest.bits != 0 {
             // Not for longer than there is nothing else to do: that is rest enough.
             sleep_unless(rest.msecs, || self.set.has_work());
@@ -110,6 +122,11 @@ impl<R: Run> Worker<R> {
             Thread::Kernel(Kthread::spawn(runner.clone(), &name, mm.into())?)
         };
         Ok(Arc::new(Self { runner, thread }, GFP_KERNEL)?)
+    }
+
+    /// Which one it is.
+    pub fn id(&self) -> WorkerId {
+        self.runner.id()
     }
 
     /// Whether there is something to do that was not begun.

@@ -1109,6 +1109,93 @@ fn handed_over() -> Res {
     Ok(())
 }
 
+/// A worker that was woken, and gets no processor before its owner has given the device away, has nothing to do with the queues
+/// of the next owner, which are in that one's memory.
+fn handed_over_late() -> Res {
+    let mut g = Guest::unowned(config(false))?;
+    let vmms = [Vmm::new(&g, None)?, Vmm::without_device(&g)?];
+    vmms[0].ask(order::START)?;
+    let_go(&g)?;
+    let area = g.mem.alloc(Traffic::room(&g), 4096);
+    let mut t = Traffic::new(&g, area);
+    t.run(&mut g, 100)?;
+    let worker = vmms[0].worker(&g)?;
+    check!(
+        until(|| !states(vmms[0].child.pid).contains(" R ")),
+        "the VMM does not come to rest"
+    );
+    let id = worker.file_name().and_then(|n| n.to_str()?.parse().ok());
+    let id = id.ok_or(Fail("no worker".into()))?;
+    // All but the worker use the other processor, and the worker its own only when nobody else wants it.
+    for thread in [
+        std::process::id() as i32,
+        vmms[0].child.pid,
+        vmms[1].child.pid,
+    ] {
+        pin(thread, 1);
+    }
+    pin(id, 0);
+    let lowest = libc::sched_param { sched_priority: 0 };
+    // SAFETY: a valid structure; a thread of a child of this process.
+    check_eq!(
+        unsafe { libc::sched_setscheduler(id, libc::SCHED_IDLE, &lowest) },
+        0
+    );
+    let kicks = |device: &std::fs::File| -> Res<String> {
+        let text = read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd()))?;
+        let line = text.lines().find(|line| line.starts_with("tx-kicks:"));
+        Ok(line.ok_or(Fail("no kicks".into()))?.to_string())
+    };
+    let ready = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
+    let (before, device) = std::thread::scope(|s| {
+        s.spawn(|| {
+            pin(0, 0);
+            // SAFETY: the calling thread, which may get in front of all others of its kind.
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
+            ready.store(true, Relaxed);
+            while !stop.load(Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
+        let result = (|| {
+            check!(until(|| ready.load(Relaxed)), "nobody spins");
+            // It may have looked for work already when it loses the processor: then there is more.
+            let kicked = until(|| {
+                g.tx.kick();
+                let before = read_to_string(worker.join("schedstat")).unwrap_or_default();
+                g.tx.kick();
+                std::thread::sleep(Duration::from_millis(20));
+                let after = read_to_string(worker.join("schedstat")).unwrap_or_default();
+                before == after && states(vmms[0].child.pid).contains(" R ")
+            });
+            check!(kicked, "the first worker always gets a processor");
+            vmms[0].tell(order::GIVE)?;
+            let (mut byte, mut bases) = ([0], [0; 4]);
+            let (_, device) = vmms[0].sock.recv_with_fd(&mut byte)?;
+            let device = device.ok_or(Fail("no device".into()))?;
+            (&vmms[0].sock).read_exact(&mut bases)?;
+            vmms[1]
+                .sock
+                .send_with_fd(&[order::TAKE][..], device.as_raw_fd())?;
+            (&vmms[1].sock).write_all(&bases)?;
+            vmms[1].answer(order::TAKE)?;
+            // It is still on its way.
+            check!(worker.exists(), "the first worker is gone already");
+            Ok((kicks(&device)?, device))
+        })();
+        stop.store(true, Relaxed);
+        result
+    })?;
+    check!(until(|| !worker.exists()), "the first worker does not end");
+    check_eq!(
+        kicks(&device)?,
+        before,
+        "the first worker has run the next owner's queue"
+    );
+    Ok(())
+}
+
 /// The owner becomes another program, with and without the device, while its guest sends.
 fn executed() -> Res {
     for kernel_thread in [false, true] {
@@ -1199,6 +1286,7 @@ fn main() {
         ("stopped", stopped),
         ("stopped_and_closed", stopped_and_closed),
         ("handed_over", handed_over),
+        ("handed_over_late", handed_over_late),
         ("executed", executed),
         ("dumped", dumped),
         ("freeze_kernel", freeze_kernel),
