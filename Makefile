@@ -118,6 +118,11 @@ check:
 fuzz:
 	@scripts/check fuzz
 
+# Bugs put in on purpose: WHAT='planted WORD' or WHAT='code FILE...' is only some of them.
+.PHONY: mutants
+mutants:
+	@tests/mutants/run $(WHAT)
+
 .PHONY: bench bench-quick bench-plot
 bench:
 	@tests/bench/run

@@ -47,10 +47,13 @@ mod zcopy;
 
 pub use net::Net;
 
-use crate::vhost::{
-    Cause,
-    Driver,
-    QUEUES, //
+use crate::{
+    sys::uaccess::CurrentMm,
+    vhost::{
+        Cause,
+        Driver,
+        QUEUES, //
+    }, //
 };
 use kernel::prelude::*;
 use net::Device;
@@ -65,14 +68,14 @@ impl Driver for Net {
         NetQueue::new(index)
     }
 
-    fn run(device: &Device, index: usize, cause: Cause) -> u32 {
-        let Some(mut queue) = device.queue_to_run(index) else {
+    fn run(device: &Device, mm: CurrentMm<'_>, index: usize, cause: Cause) -> u32 {
+        let Some(mut queue) = device.queue_to_run(index, cause.worker) else {
             return 0;
         };
         if cause.kicked {
             queue.stats.kicks += 1;
         }
-        turn::turn(device, &mut queue, cause)
+        turn::turn(device, mm, &mut queue, cause)
     }
 
     fn flush(device: &Device) {

@@ -10,6 +10,7 @@ pub mod kthread;
 pub mod miscdev;
 pub mod moduleparam;
 pub mod poll;
+pub mod reaper;
 pub mod receiver;
 pub mod sched;
 pub mod socket;

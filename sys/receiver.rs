@@ -12,7 +12,8 @@ use super::{
     socket::{
         Kind,
         Socket, //
-    }, //
+    },
+    uaccess::CurrentMm, //
 };
 use crate::memtable::Segments;
 use core::{
@@ -196,7 +197,13 @@ impl Receiver {
     /// and `segments` can't be written, with [`EAGAIN`] if there is no packet any more, or as the
     /// socket's `recvmsg` does.
     #[inline(always)]
-    pub fn receive(&mut self, segments: &Segments, skip: usize, len: usize) -> Result<usize> {
+    pub fn receive(
+        &mut self,
+        _: CurrentMm<'_>,
+        segments: &Segments,
+        skip: usize,
+        len: usize,
+    ) -> Result<usize> {
         self.receive_to(Some(segments), skip, len)
     }
 

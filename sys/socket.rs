@@ -9,6 +9,7 @@
 use super::{
     bindings as local,
     poll::Pollable,
+    uaccess::CurrentMm,
     xdp::XdpBatch, //
 };
 use crate::{
@@ -243,12 +244,18 @@ impl Socket {
         unsafe { (*self.sock.as_ptr()).sk }
     }
 
-    /// Sends a packet: `segments` without their first `skip` bytes. Never waits.
+    /// Sends a packet: `segments` of the user memory without their first `skip` bytes. Never waits.
     ///
     /// `more` says that another one follows at once. Returns the number of bytes that were taken.
     /// Fails as the socket's `sendmsg` does: with [`EAGAIN`] if the socket is full, with
     /// [`ENOMEM`] or [`ENOBUFS`], or because the packet is bad.
-    pub fn send(&self, segments: &Segments, skip: usize, more: bool) -> Result<usize> {
+    pub fn send(
+        &self,
+        _: CurrentMm<'_>,
+        segments: &Segments,
+        skip: usize,
+        more: bool,
+    ) -> Result<usize> {
         // SAFETY: There is no `ctl`.
         unsafe { self.send_with(segments, skip, more, None) }
     }
@@ -264,6 +271,7 @@ impl Socket {
     /// it is completed or this fails.
     pub(super) unsafe fn send_ubuf(
         &self,
+        _: CurrentMm<'_>,
         segments: &Segments,
         skip: usize,
         more: bool,

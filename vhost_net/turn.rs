@@ -34,7 +34,10 @@ use super::{
 };
 use crate::{
     memtable::Maps,
-    sys::socket::Socket,
+    sys::{
+        socket::Socket,
+        uaccess::CurrentMm, //
+    },
     vhost::Cause,
     vring::Fault, //
 };
@@ -43,11 +46,11 @@ use kernel::prelude::*;
 /// How long a queue rests, in milliseconds, whose ring itself needs memory.
 const REST: u32 = 10;
 
-/// Moves packets through a queue, until there are no more or the queue's turn is over.
+/// Moves packets through a queue, in the user memory `mm`, until there are no more or the queue's turn is over.
 ///
 /// Returns after how many milliseconds the queue is to run again, for want of memory; 0 if there is
 /// no such want.
-pub fn turn(device: &Device, queue: &mut Queue, cause: Cause) -> u32 {
+pub fn turn(device: &Device, mm: CurrentMm<'_>, queue: &mut Queue, cause: Cause) -> u32 {
     let Some(mem) = queue.mem.clone() else {
         return 0;
     };
@@ -69,12 +72,13 @@ pub fn turn(device: &Device, queue: &mut Queue, cause: Cause) -> u32 {
     }
     let busy_poll = BusyPoll {
         device,
+        mm,
         iotlb: iotlb.as_deref(),
         waited_for: cause.waited_for,
     };
     let moved = move_packets(queue, maps, &sock, &busy_poll);
     // Also after a fault: what was moved before it is done.
-    let finished = finish(queue, &sock);
+    let finished = finish(queue, mm, &sock);
     match (moved, finished) {
         (Ok(Next::Wait), Ok(())) => 0,
         (Ok(Next::Again), Ok(())) => {
@@ -116,23 +120,24 @@ fn move_packets(
     sock: &Socket,
     busy_poll: &BusyPoll<'_>,
 ) -> Result<Next, Fault> {
+    let mm = busy_poll.mm;
     queue.state.poll.as_mut().stop();
-    queue.disable_kicks()?;
+    queue.disable_kicks(mm)?;
 
     let way = Way::of(queue, sock);
     let mut budget = Budget::default();
     while !budget.is_spent() {
         if queue.ring.unpublished() >= BATCH {
-            finish(queue, sock)?;
+            finish(queue, mm, sock)?;
         }
         let pause = match queue.index() {
-            RX => receive(queue, maps, &mut budget)?,
-            _ => transmit(queue, maps, sock, way, &mut budget)?,
+            RX => receive(queue, mm, maps, &mut budget)?,
+            _ => transmit(queue, mm, maps, sock, way, &mut budget)?,
         };
         if matches!(pause, Pause::Enough) {
             continue;
         }
-        finish(queue, sock)?;
+        finish(queue, mm, sock)?;
         if matches!(pause, Pause::NoMemory) {
             return Ok(Next::Rest(1 << queue.state.retries));
         }
@@ -147,7 +152,7 @@ fn move_packets(
         match polled {
             Polled::Found => {}
             Polled::Interrupted => break,
-            Polled::TimedOut if wake_by(queue, sock, pause)? => {}
+            Polled::TimedOut if wake_by(queue, mm, sock, pause)? => {}
             Polled::TimedOut => return Ok(Next::Wait),
         }
         // A guest that makes one buffer available at a time can't keep the worker.
@@ -160,9 +165,14 @@ fn move_packets(
 /// already; then the turn goes on.
 ///
 /// Fails as [`Queue::enable_kicks`].
-fn wake_by(queue: &mut Queue, sock: &Socket, pause: Pause) -> Result<bool, Fault> {
+fn wake_by(
+    queue: &mut Queue,
+    mm: CurrentMm<'_>,
+    sock: &Socket,
+    pause: Pause,
+) -> Result<bool, Fault> {
     if matches!(pause, Pause::NoBuffer) {
-        return queue.enable_kicks();
+        return queue.enable_kicks(mm);
     }
     // A backend in an error state wakes nobody; the owner will give another.
     let _ = run_when_ready(queue, sock);
@@ -172,7 +182,7 @@ fn wake_by(queue: &mut Queue, sock: &Socket, pause: Pause) -> Result<bool, Fault
 /// Sends what waits to be sent, and gives the buffers that are done with to the guest.
 ///
 /// Fails as [`Queue::publish`].
-fn finish(queue: &mut Queue, sock: &Socket) -> Result<(), Fault> {
+fn finish(queue: &mut Queue, mm: CurrentMm<'_>, sock: &Socket) -> Result<(), Fault> {
     send_batch(&mut queue.state, &mut queue.stats, sock);
     if core::mem::take(&mut queue.state.logged) {
         queue.signal_log();
@@ -180,5 +190,5 @@ fn finish(queue: &mut Queue, sock: &Socket) -> Result<(), Fault> {
     if let Some(zerocopy) = queue.state.zerocopy() {
         zerocopy.complete(&mut queue.ring);
     }
-    queue.publish()
+    queue.publish(mm)
 }

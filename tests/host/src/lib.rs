@@ -43,6 +43,7 @@ pub mod cases;
 pub mod mem;
 pub mod model;
 pub mod pair;
+pub mod ring;
 
 use proptest::test_runner::{Config, RngSeed};
 
