@@ -16,6 +16,7 @@ use crate::{
         MemTable,
         MAX_SEGMENTS, //
     },
+    sys::compat::ENOBUFS,
     usermem::{
         Segment,
         UserAddr,

@@ -6,7 +6,7 @@
 
 # What makes the metadata and the module; what the VM runs.
 debian_tools=(
-    bc bindgen bison cpio debian-archive-keyring flex gcc-14 kmod libc6-dev libdw-dev libelf-dev libssl-dev make openssl pahole perl
+    bc bindgen bison cpio debian-archive-keyring flex "$debian_gcc" kmod libc6-dev libdw-dev libelf-dev libssl-dev make openssl pahole perl
     python3 rsync rust-src rustc rustfmt xz-utils "linux-headers-$debian_package" linux-base "linux-source-$debian_series"
 )
 # And the kernel's own two packages, for linux-image wants an initramfs.

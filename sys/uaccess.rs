@@ -17,13 +17,7 @@ use core::mem::MaybeUninit;
 use kernel::{
     error::to_result,
     ffi::c_void,
-    prelude::*,
-    sync::barrier::{
-        smp_mb,
-        Full,
-        Read,
-        Write, //
-    }, //
+    prelude::*, //
 };
 
 /// The user memory of whichever address space is current.
@@ -146,16 +140,19 @@ impl UserMemory for CurrentMm {
 
     #[inline(always)]
     fn read_barrier(&self) {
-        smp_mb(Read);
+        // SAFETY: Without preconditions.
+        unsafe { kernel::bindings::smp_rmb() }
     }
 
     #[inline(always)]
     fn write_barrier(&self) {
-        smp_mb(Write);
+        // SAFETY: Without preconditions.
+        unsafe { kernel::bindings::smp_wmb() }
     }
 
     #[inline(always)]
     fn full_barrier(&self) {
-        smp_mb(Full);
+        // SAFETY: Without preconditions.
+        unsafe { kernel::bindings::smp_mb() }
     }
 }

@@ -37,7 +37,10 @@ use crate::{
         Iotlb,
         MemTable, //
     },
-    sys::sched::cond_resched,
+    sys::{
+        compat::ENOBUFS,
+        sched::cond_resched, //
+    },
     uapi,
     vring::Fault, //
 };

@@ -23,6 +23,7 @@ use crate::{
         Region, //
     },
     sys::{
+        compat::EOPNOTSUPP,
         eventfd::EventFdCtx,
         sched::cond_resched, //
     },
@@ -100,7 +101,10 @@ impl<D: Driver> Device<D> {
                 GFP_KERNEL,
             )?;
         }
-        let mem = Arc::new(MemTable::new(regions.iter().copied().inspect(|_| cond_resched()))?, GFP_KERNEL)?;
+        let mem = Arc::new(
+            MemTable::new(regions.iter().copied().inspect(|_| cond_resched()))?,
+            GFP_KERNEL,
+        )?;
         if !self.mem_access_ok(Some(&mem), false) {
             return Err(EFAULT);
         }

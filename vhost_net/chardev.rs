@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     features::Features,
-    sys::miscdev::MiscDevice,
+    sys::{
+        compat::EOPNOTSUPP,
+        miscdev::MiscDevice, //
+    },
     uapi::{
         self,
         Arg, //
