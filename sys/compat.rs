@@ -8,6 +8,7 @@
 // In 7.3 `kernel::prelude` has these too, as it has the other codes.
 #[cfg(not(linux_7_2))]
 pub use kernel::error::code::{
+    EBADFD,
     ENOBUFS,
     ENOTSOCK,
     EOPNOTSUPP, //
@@ -33,6 +34,10 @@ const fn code(errno: u32) -> Error {
     // assertions say. The number is that of an error.
     unsafe { core::mem::transmute::<i32, Error>(-(errno as i32)) }
 }
+
+/// File descriptor in bad state.
+#[cfg(linux_7_2)]
+pub const EBADFD: Error = code(bindings::EBADFD);
 
 /// No buffer space available.
 #[cfg(linux_7_2)]
