@@ -16,7 +16,6 @@ use crate::{
         MemTable,
         MAX_SEGMENTS, //
     },
-    sys::compat::ENOBUFS,
     usermem::{
         Segment,
         UserAddr,
