@@ -9,6 +9,9 @@ vhost_net-y := vhost_net_main.o
 # Out of tree the kernel's configuration does not have the option.
 rustflags-$(CONFIG_VHOST_NET_RUST_KUNIT_TEST) += --cfg CONFIG_VHOST_NET_RUST_KUNIT_TEST
 
+# An older series, for what sys/compat.rs has for it.
+rustflags-$(if $(filter 7.2,$(VERSION).$(PATCHLEVEL)),y) += --cfg linux_7_2
+
 # Bindgen has a C compiler of its own, libclang, which does not know some of gcc's options. Which ones the kernel's own
 # bindings leave out, and what the target is called, is said in the kernel's rust/Makefile.
 vhost_bindgen_c_flags = $(filter-out $(CC_FLAGS_LTO) -Wp$(comma)%, $(c_flags))

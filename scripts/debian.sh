@@ -6,7 +6,7 @@
 
 # What makes the metadata and the module; what the VM runs.
 debian_tools=(
-    bc bindgen bison cpio debian-archive-keyring flex gcc-14 kmod libc6-dev libdw-dev libelf-dev libssl-dev make openssl pahole perl
+    bc bindgen bison cpio debian-archive-keyring flex "$debian_gcc" kmod libc6-dev libdw-dev libelf-dev libssl-dev make openssl pahole perl
     python3 rsync rust-src rustc rustfmt xz-utils "linux-headers-$debian_package" linux-base "linux-source-$debian_series"
 )
 # And the kernel's own two packages, for linux-image wants an initramfs.
@@ -89,9 +89,27 @@ step_metadata() {
     }
 }
 
+# The kernel of -cloud was built without 9p, by which a VM sees its root: as modules, from the kernel's own source.
+make_9p() {
+    local source=linux-source-$debian_series work=$kdir/.vhost-net-9p modules
+    modules=$debian_root/usr/lib/modules/$(debian_release)
+    ! grep -q '^CONFIG_9P_FS=' "$kdir/.config" || return 0
+    rm -rf "$work"
+    mkdir -p "$work"
+    tar -C "$work" --strip-components=1 -xJf "$debian_root/usr/src/$source.tar.xz" "$source/net/9p" "$source/fs/9p"
+    echo 'obj-m += net/9p/ fs/9p/' >"$work/Makefile"
+    # shellcheck disable=SC2046  # words
+    in_debian make -C "$kdir" M="$work" $(cat "$kdir/.vhost-net-toolchain") \
+        CONFIG_NET_9P=m CONFIG_NET_9P_VIRTIO=m CONFIG_9P_FS=m modules
+    mkdir -p "$modules/updates"
+    cp "$work"/{net,fs}/9p/*.ko "$modules/updates/"
+    in_debian depmod "$(debian_release)"
+}
+
 # The modules that the root's file system and the console need, for Debian's kernel has none of them built in.
 step_initramfs() {
     local work
+    make_9p
     work=$(mktemp -d)
     install "$root/tests/vm/root-init" "$work/init"
     "$root/tests/vm/make-initramfs" "$work" "$kdir/.vhost-net-initramfs" 9p 9pnet_virtio virtio_console

@@ -8,12 +8,17 @@ debian_root= # of Debian's own kernels, and nothing for ours
 case $flavour in
 base | debug) ;;
 debian | debian-rt | debian-cloud)
-    debian_suite=trixie debian_series=7.3 debian_root=$cache/debian/13
+    debian_suite=trixie debian_series=7.3 debian_gcc=gcc-14 debian_root=$cache/debian/13
     debian_package=${flavour#debian}-amd64
     debian_package=${debian_package#-} # the end of a package's name, as in linux-image-rt-amd64
     ;;
+debian-7.2)
+    # Until that suite has another series: forky follows it.
+    debian_suite=sid debian_series=7.2 debian_gcc=gcc-16 debian_root=$cache/debian/sid
+    debian_package=amd64
+    ;;
 *)
-    echo "VM_KERNEL is '$flavour'; it can be debian, debian-rt, debian-cloud, base or debug" >&2
+    echo "VM_KERNEL is '$flavour'; it can be debian, debian-rt, debian-cloud, debian-7.2, base or debug" >&2
     exit 2
     ;;
 esac

@@ -6,7 +6,10 @@
 //!
 //! C header: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h)
 
-use super::uaccess::CurrentMm;
+use super::{
+    uaccess::CurrentMm,
+    THIS_MODULE, //
+};
 use core::marker::PhantomData;
 use kernel::{
     bindings,
@@ -22,7 +25,6 @@ use kernel::{
         IovIterDest,
         IovIterSource, //
     },
-    module::this_module,
     prelude::*,
     seq_file::SeqFile,
     sync::{
@@ -124,7 +126,7 @@ struct VTable<T: MiscDevice>(PhantomData<T>);
 
 impl<T: MiscDevice> VTable<T> {
     const FOPS: bindings::file_operations = bindings::file_operations {
-        owner: this_module::<T::OwnerModule>().as_ptr(),
+        owner: THIS_MODULE,
         open: Some(Self::open),
         release: Some(Self::release),
         unlocked_ioctl: Some(Self::ioctl),

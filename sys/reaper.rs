@@ -4,11 +4,11 @@
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
-use super::bindings as local;
-use core::ptr::{
-    addr_of,
-    NonNull, //
+use super::{
+    bindings as local,
+    THIS_MODULE, //
 };
+use core::ptr::NonNull;
 use kernel::{
     bindings,
     ffi::c_void,
@@ -32,10 +32,6 @@ static QUEUE: SetOnce<&Queue> = SetOnce::new();
 
 /// How many [`Pending`] there are.
 static PENDING: Atomic<i32> = Atomic::new(0);
-
-fn this_module() -> *mut bindings::module {
-    addr_of!(bindings::__this_module).cast_mut()
-}
 
 /// The work queue of the module, which exists as long as this: at most one at a time. Dropped, it
 /// waits for each [`Pending`], and for all that is on the queue.
@@ -95,7 +91,7 @@ impl Pending {
     /// Something is to be reaped some day. The caller keeps the module until this returns.
     pub(super) fn new() -> Self {
         // SAFETY: Code of the module runs, and the caller keeps it.
-        unsafe { bindings::__module_get(this_module()) };
+        unsafe { bindings::__module_get(THIS_MODULE) };
         PENDING.fetch_add(1, Relaxed);
         // INVARIANT: Taken and counted above.
         Self(())
@@ -116,7 +112,7 @@ impl Drop for Pending {
     fn drop(&mut self) {
         // SAFETY: By the type invariant. From here on the module may be unloaded, which waits for what
         // is below, and then for the work queue.
-        unsafe { bindings::module_put(this_module()) };
+        unsafe { bindings::module_put(THIS_MODULE) };
         if PENDING.fetch_sub(1, Full) == 1 {
             // SAFETY: The address is a key, and is not read.
             unsafe { bindings::wake_up_var(PENDING.as_ptr().cast::<c_void>()) };

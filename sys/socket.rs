@@ -8,6 +8,7 @@
 
 use super::{
     bindings as local,
+    compat::ENOTSOCK,
     poll::Pollable,
     uaccess::CurrentMm,
     xdp::XdpBatch, //

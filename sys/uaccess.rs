@@ -21,12 +21,6 @@ use kernel::{
     error::to_result,
     ffi::c_void,
     prelude::*,
-    sync::barrier::{
-        smp_mb,
-        Full,
-        Read,
-        Write, //
-    },
     task::CurrentTask,
     types::NotThreadSafe, //
 };
@@ -191,16 +185,19 @@ impl UserMemory for CurrentMm<'_> {
 
     #[inline(always)]
     fn read_barrier(&self) {
-        smp_mb(Read);
+        // SAFETY: Without preconditions.
+        unsafe { kernel::bindings::smp_rmb() }
     }
 
     #[inline(always)]
     fn write_barrier(&self) {
-        smp_mb(Write);
+        // SAFETY: Without preconditions.
+        unsafe { kernel::bindings::smp_wmb() }
     }
 
     #[inline(always)]
     fn full_barrier(&self) {
-        smp_mb(Full);
+        // SAFETY: Without preconditions.
+        unsafe { kernel::bindings::smp_mb() }
     }
 }

@@ -308,7 +308,8 @@ impl<T: Wake> Drop for UserBufs<T> {
         self.shared.wait();
         if self.used {
             // The callbacks that made it so may still be at it.
-            rcu::synchronize_rcu();
+            // SAFETY: Without preconditions, but for a context that may sleep.
+            unsafe { bindings::synchronize_rcu() };
         }
     }
 }

@@ -39,6 +39,7 @@ use crate::{
         MemTable, //
     },
     sys::{
+        compat::ENOBUFS,
         sched::cond_resched,
         uaccess::CurrentMm, //
     },

@@ -10,6 +10,7 @@ use crate::{
         Features, //
     },
     sys::{
+        compat::EOPNOTSUPP,
         sched::cond_resched,
         uaccess::CurrentMm, //
     },

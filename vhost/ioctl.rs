@@ -23,6 +23,7 @@ use crate::{
         Region, //
     },
     sys::{
+        compat::EOPNOTSUPP,
         eventfd::EventFdCtx,
         sched::cond_resched,
         uaccess::CurrentMm, //

@@ -20,6 +20,7 @@ use crate::{
         READ_WRITE, //
     },
     sys::{
+        compat::EBADFD,
         poll::{
             self,
             Wake, //

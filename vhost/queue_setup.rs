@@ -25,6 +25,7 @@ use crate::{
         MemTable, //
     },
     sys::{
+        compat::EOPNOTSUPP,
         eventfd::EventFdFile,
         poll::Wake,
         uaccess::CurrentMm, //

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     features::Features,
     sys::{
+        compat::EOPNOTSUPP,
         miscdev::MiscDevice,
         uaccess::CurrentMm, //
     },

@@ -33,6 +33,7 @@ kselftest() {
         /usr/bin/cargo build --locked --release)
 
     local ktap=build/check/kselftest-$flavour.ktap status=0 planned good
+    mkdir -p build/check
     tests/vm/run "a=0 b=0; tests/vm/module-checks || a=\$?; $1 || b=\$?; exit \$((a + b))" >"$ktap" || status=$?
     cat "$ktap"
     # A skipped test is not a passed one, and neither is one that was planned and did not report.

@@ -243,6 +243,16 @@ fn flooded<T>(g: &Guest, flood: &Flood, f: impl FnOnce() -> Res<T>) -> Res<(T, u
     })
 }
 
+/// Waits until so many packets were sent that a test of `amount(1000)` has seen them, however slow the kernel is.
+fn let_flow(g: &Guest, flood: &Flood) -> Res {
+    let (first, wanted) = (g.tx.device_idx(), amount(1000) as u16 + 2 * flood.chains);
+    check!(
+        until(|| g.tx.device_idx().wrapping_sub(first) > wanted),
+        "nothing is sent"
+    );
+    Ok(())
+}
+
 /// A VMM that may use a tenth of a CPU, and a guest that has its worker send all the time.
 fn limited<T>(kernel_thread: bool, f: impl FnOnce(&mut Vmm, &Group, &Guest) -> Res<T>) -> Res<T> {
     let group = Group::new("vhost-limited")?;
@@ -1206,7 +1216,7 @@ fn executed() -> Res {
                 read_to_string(name).is_ok_and(|text| text.trim() == what)
             };
             let (_, sent) = flooded(&g, &flood, || {
-                std::thread::sleep(Duration::from_millis(50));
+                let_flow(&g, &flood)?;
                 vmm.tell(what)?;
                 let executed = until(|| is(&name, "sleep"));
                 check!(executed, "not executed: {}", states(vmm.child.pid));
@@ -1248,7 +1258,7 @@ fn dumped() -> Res {
         vmm.ask(order::START)?;
         let_go(&g)?;
         let (_, sent) = flooded(&g, &flood, || {
-            std::thread::sleep(Duration::from_millis(50));
+            let_flow(&g, &flood)?;
             vmm.tell(order::DUMP)?;
             let status = vmm.child.wait(0, 3 * patience());
             let status =
