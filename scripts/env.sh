@@ -3,7 +3,7 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${VHOST_NET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vhost-net-rs}
-flavour=${VM_KERNEL:-base}
+flavour=${VM_KERNEL:-debian} # the kernel that people have
 debian_root= # of Debian's own kernels, and nothing for ours
 case $flavour in
 base | debug) ;;

@@ -1,10 +1,23 @@
 # shellcheck shell=bash  # sourced by the steps
-# What the steps of `make check` share: the project's files, and counting.
+# What the steps of `make check` share: the kernel, the project's files, and counting.
+
+# A step that can't run on every kernel says in step_kernels on which it can. VM_KERNEL chooses among them; else it is the
+# first.
+if [ -n "${step_kernels:-}" ]; then
+    [[ -n ${VM_KERNEL:-} && " $step_kernels " == *" $VM_KERNEL "* ]] || VM_KERNEL=${step_kernels%% *}
+    export VM_KERNEL
+fi
 . "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 cd "$root" || exit
 
 passed=0
 failed=0
+
+# Has the kernel made, if it is not there. Which release it is, is known then.
+need_kernel() {
+    scripts/kernel
+    . scripts/env.sh
+}
 
 # The files whose path matches one of the patterns: those in git, and new ones that git does not ignore.
 project_files() {
