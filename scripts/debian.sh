@@ -42,35 +42,17 @@ step_update() {
     touch "$debian_root/.vhost-net-packages"
 }
 
-# The root's packages are Debian's, from the mirror and with the settings that the user's apt has.
 step_root() {
     [ ! -e "$debian_root/.vhost-net-packages" ] || return 0
     [ "$(id -u)" -eq 0 ] || {
         echo "Debian's kernels need root, for chroot; VM_KERNEL=base does not" >&4
         return 1
     }
-    local work=$debian_root.part packages
-    # What an interrupted run left behind may be mounted no more, for its namespace is gone.
-    rm -rf --one-file-system "$work"
-    mkdir -p "$work"
-    # It may have a password for a proxy.
-    chmod 700 "$cache/debian"
-    apt-config dump --no-empty --format '%f "%v";%n' Acquire | grep -vi '^Acquire::IndexTargets' >"$cache/debian/apt.conf" || true
-    packages=$(printf '%s,' "${debian_tools[@]}")
-    # Of the backports only what belongs to the kernel.
-    "$root/scripts/apt" "$debian_suite" sources |
-        mmdebstrap --mode=root --variant=minbase --architectures=amd64 \
-            --aptopt="$cache/debian/apt.conf" --aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Retries "2"' \
-            --dpkgopt=force-unsafe-io --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
-            --setup-hook="cp '$root/scripts/debian-preferences' \"\$1/etc/apt/preferences.d/kernel\"" \
-            --include="${packages%,}" --skip=cleanup/apt/lists "$debian_suite" "$work" - || {
+    "$root/scripts/make-root" "$debian_suite" "$debian_root" "${debian_tools[@]}" || {
         echo "Could not make a root of Debian $debian_suite: is the network there?" >&4
         return 1
     }
-    rm "$cache/debian/apt.conf"
-    echo "${debian_tools[*]}" >"$work/.vhost-net-packages"
-    rm -rf --one-file-system "$debian_root"
-    mv "$work" "$debian_root"
+    echo "${debian_tools[*]}" >"$debian_root/.vhost-net-packages"
 }
 
 # The newest kernel of this flavour that is installed in the root.
@@ -85,9 +67,6 @@ in_debian() {
 
 debian_install() {
     cp -L /etc/resolv.conf /etc/hosts "$debian_root/etc/"
-    # Nothing that is installed there is to be started: the processes would be this machine's.
-    printf '#!/bin/sh\nexit 101\n' >"$debian_root/usr/sbin/policy-rc.d"
-    chmod +x "$debian_root/usr/sbin/policy-rc.d"
     # The package lists are those of the day when the root was made.
     in_debian apt-get -y install "$@" || { in_debian apt-get update && in_debian apt-get -y install "$@"; }
 }
