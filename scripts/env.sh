@@ -12,6 +12,9 @@ debian | debian-rt | debian-cloud)
     debian_package=${flavour#debian}-amd64
     debian_package=${debian_package#-} # the end of a package's name, as in linux-image-rt-amd64
     ;;
+installed) # for the step `package` only: what is installed in the root VM_ROOT, with a module that DKMS built
+    debian_root=${VM_ROOT:?}
+    ;;
 *)
     echo "VM_KERNEL is '$flavour'; it can be debian, debian-rt, debian-cloud, base or debug" >&2
     exit 2
@@ -23,6 +26,7 @@ kdir=$cache/build/$flavour     # the kernel's build folder, KDIR of the module
 kimage=$kdir/arch/x86/boot/bzImage
 kconfig=$kdir/.config # what the kernel was made of
 kmodules=$kdir # where the kernel's own modules are, compressed or not
+[ "$flavour" != installed ] || kdir=$debian_root.vm
 if [ -n "$debian_root" ]; then
     release=$(cat "$kdir.release" 2>/dev/null || true)
     kmodules=$debian_root/usr/lib/modules/$release
