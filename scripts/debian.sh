@@ -48,7 +48,7 @@ step_root() {
         echo "Debian's kernels need root, for chroot; VM_KERNEL=base does not" >&4
         return 1
     }
-    "$root/scripts/make-root" "$debian_suite" "$debian_root" "${debian_tools[@]}" || {
+    "$root/scripts/make-root" "$debian_suite" "$debian_root" "$root/scripts/debian-preferences" "${debian_tools[@]}" || {
         echo "Could not make a root of Debian $debian_suite: is the network there?" >&4
         return 1
     }
