@@ -1,11 +1,16 @@
 # shellcheck shell=bash  # sourced by the steps
 # What the steps of `make check` share: the kernel, the project's files, and counting.
 
-# A step that can't run on every kernel says in step_kernels on which it can. VM_KERNEL chooses among them; else it is the
-# first.
+# A step that can't run on every kernel says in step_kernels on which it can, by patterns. VM_KERNEL chooses among them; else
+# it is the first.
 if [ -n "${step_kernels:-}" ]; then
-    [[ -n ${VM_KERNEL:-} && " $step_kernels " == *" $VM_KERNEL "* ]] || VM_KERNEL=${step_kernels%% *}
-    export VM_KERNEL
+    read -ra patterns <<<"$step_kernels"
+    kernel=${patterns[0]}
+    for pattern in "${patterns[@]}"; do
+        # shellcheck disable=SC2053  # a pattern
+        [[ ${VM_KERNEL:-} != $pattern ]] || kernel=$VM_KERNEL
+    done
+    export VM_KERNEL=$kernel
 fi
 . "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 cd "$root" || exit
