@@ -15,9 +15,11 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
+            Acquire,
             Atomic,
             Full,
-            Relaxed, //
+            Relaxed,
+            Release, //
         },
         SetOnce, //
     },
@@ -27,14 +29,17 @@ use kernel::{
     }, //
 };
 
-/// The queue, once there is one.
+/// The queue, once there is one. It may be used by who has a [`Pending`].
 static QUEUE: SetOnce<&Queue> = SetOnce::new();
+
+/// Whether there may be more [`Pending`].
+static OPEN: Atomic<bool> = Atomic::new(false);
 
 /// How many [`Pending`] there are.
 static PENDING: Atomic<i32> = Atomic::new(0);
 
-/// The work queue of the module, which exists as long as this: at most one at a time. Dropped, it
-/// waits for each [`Pending`], and for all that is on the queue.
+/// The work queue of the module, which exists as long as this: one, once. Dropped, it waits for each
+/// [`Pending`], and for all that is on the queue.
 ///
 /// # Invariants
 ///
@@ -59,28 +64,34 @@ impl Reaper {
                 0,
             )
         };
-        // INVARIANT: Just made; if another one is in `QUEUE`, this is never dropped.
-        let this = Self {
-            queue: NonNull::new(queue).ok_or(ENOMEM)?,
-        };
-        // SAFETY: The queue is valid until the module has ended, when nobody uses `QUEUE`.
-        QUEUE.populate(unsafe { Queue::from_raw(queue) });
-        Ok(this)
+        let queue = NonNull::new(queue).ok_or(ENOMEM)?;
+        // SAFETY: The queue is valid until `drop`, after which nobody uses `QUEUE`.
+        if !QUEUE.populate(unsafe { Queue::from_raw(queue.as_ptr()) }) {
+            // SAFETY: Nobody knows it.
+            unsafe { bindings::destroy_workqueue(queue.as_ptr()) };
+            return Err(EBUSY);
+        }
+        OPEN.store(true, Release);
+        // INVARIANT: Just made, and put there.
+        Ok(Self { queue })
     }
 }
 
 impl Drop for Reaper {
     fn drop(&mut self) {
+        // Either who makes a `Pending` sees this, or it is counted below.
+        OPEN.xchg(false, Full);
         // SAFETY: The counter lives for ever, an `atomic_t` is laid out as the `i32` in it, and who
         // makes it zero wakes those who wait for its address.
         unsafe { local::wait_var_event_zero(PENDING.as_ptr().cast()) };
-        // SAFETY: By the type invariant the queue is valid. Nobody enqueues any more, for who may do
-        // so is a `Pending`.
+        // SAFETY: By the type invariant the queue is valid. Nobody enqueues any more, for who does has
+        // a `Pending`, and there will be none.
         unsafe { bindings::destroy_workqueue(self.queue.as_ptr()) };
     }
 }
 
-/// Keeps the module, which is in use meanwhile, and its work queue, until something has been reaped.
+/// Something that is to be reaped some day. It keeps the module, which is in use meanwhile, and the
+/// work queue.
 ///
 /// # Invariants
 ///
@@ -88,30 +99,45 @@ impl Drop for Reaper {
 pub(super) struct Pending(());
 
 impl Pending {
-    /// Something is to be reaped some day. The caller keeps the module until this returns.
-    pub(super) fn new() -> Self {
-        // SAFETY: Code of the module runs, and the caller keeps it.
+    /// Fails with [`ENODEV`] if there is no work queue.
+    pub(super) fn new() -> Result<Self> {
+        // SAFETY: Code of the module runs, so somebody keeps it.
         unsafe { bindings::__module_get(THIS_MODULE) };
-        PENDING.fetch_add(1, Relaxed);
+        PENDING.fetch_add(1, Full);
         // INVARIANT: Taken and counted above.
-        Self(())
+        let this = Self(());
+        if !OPEN.load(Acquire) {
+            return Err(ENODEV);
+        }
+        Ok(this)
     }
 
-    /// Reaps it on the work queue.
+    /// Reaps it on the work queue, with work that is not on it already.
     pub(super) fn enqueue<W, const ID: u64>(&self, work: W)
     where
         W: RawWorkItem<ID> + Send + 'static,
     {
+        // There is one, as long as there is `self`.
         if let Some(queue) = QUEUE.as_ref() {
             let _ = queue.enqueue(work);
         }
     }
 }
 
+impl Clone for Pending {
+    fn clone(&self) -> Self {
+        // SAFETY: `self` has a reference.
+        unsafe { bindings::__module_get(THIS_MODULE) };
+        PENDING.fetch_add(1, Relaxed);
+        // INVARIANT: Taken and counted above.
+        Self(())
+    }
+}
+
 impl Drop for Pending {
     fn drop(&mut self) {
         // SAFETY: By the type invariant. From here on the module may be unloaded, which waits for what
-        // is below, and then for the work queue.
+        // is below. For what comes behind that, who drops this keeps the module or is on the queue.
         unsafe { bindings::module_put(THIS_MODULE) };
         if PENDING.fetch_sub(1, Full) == 1 {
             // SAFETY: The address is a key, and is not read.

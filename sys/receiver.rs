@@ -46,11 +46,12 @@ struct RingBatch {
     frames: [MaybeUninit<*mut c_void>; RING_BATCH],
     head: usize,
     tail: usize,
-    /// What each packet is received with. A tap changes nothing in it that it looks at.
+    /// What each packet is received with: its packet and its iterator are set anew each time, and a tap
+    /// looks at nothing else. What they point to afterwards is gone.
     msg: bindings::msghdr,
 }
 
-// SAFETY: Packets belong to no thread, and the ring locks itself.
+// SAFETY: Packets belong to no thread, the ring locks itself, and `msg` is used by who receives only.
 unsafe impl Send for RingBatch {}
 
 impl RingBatch {
@@ -223,12 +224,13 @@ impl Receiver {
                     msg.msg_iter = bindings::iov_iter::default();
                 }
                 // SAFETY: The frame came out of this socket's ring, which only a tap has, and is
-                // ours no more: the tap takes it, whatever happens.
+                // ours no more: the tap takes it, whatever happens. The rest of `msg` is as
+                // `recvmsg` left it; its iterator is over nothing if there are no segments.
                 unsafe { sock.recvmsg(msg, segments, skip, len) }
             }
             Source::Queue(sock) => {
                 let mut msg = bindings::msghdr::default();
-                // SAFETY: It is given no packet, and the iterator goes over nothing.
+                // SAFETY: It is all zeroes: no packet, and an iterator over nothing.
                 unsafe { sock.recvmsg(&mut msg, segments, skip, len) }
             }
         }

@@ -385,17 +385,16 @@ impl Socket {
     }
 
     /// Receives a packet of at most `len` bytes into `segments`, if any, without their first
-    /// `skip` bytes. `msg` is all zeroes but for its control data, or was used for this before;
-    /// without `segments` its iterator is all zeroes. Its control data go to a tap as the packet
-    /// that it is to deliver.
+    /// `skip` bytes. The control data of `msg` go to a tap as the packet that it is to deliver.
     ///
     /// Returns the number of bytes that the packet has. Fails as the socket's `recvmsg` does, and
     /// with [`EFAULT`] if a packet of `len` bytes could not be written.
     ///
     /// # Safety
     ///
-    /// `msg` has no control data, or the socket is a tap and the caller gives it this packet, which
-    /// came out of its ring. Its iterator goes over nothing if there are no `segments`.
+    /// `msg` is all zeroes but for its control data, or was used for this before. It has no control
+    /// data, or the socket is a tap and the caller gives it this packet, which came out of its ring.
+    /// Its iterator goes over nothing if there are no `segments`.
     #[inline(always)]
     pub(super) unsafe fn recvmsg(
         &self,

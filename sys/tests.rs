@@ -714,7 +714,7 @@ mod xdp {
             let list = segments(pages, &[(0, len)])?;
             let mut seen = [0; 2];
             for _ in 0..10 {
-                while !batch.is_full() && batch.len() < BATCH {
+                while !batch.is_full() {
                     let start = batch.push(MEM, layout, &list, 0)?.as_ptr() as usize;
                     // The page that it was cut from is aligned to its size.
                     let page = start & !(local::FRAG_CACHE_SIZE as usize - 1);

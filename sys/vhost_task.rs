@@ -69,6 +69,7 @@ const PATIENCE: u32 = 1000;
 pub struct VhostTask<T: Work> {
     task: NonNull<bindings::vhost_task>,
     job: Arc<Job<T>>,
+    pending: Pending,
 }
 
 // SAFETY: Any thread may wake and stop a `vhost_task`.
@@ -136,19 +137,21 @@ impl<T: Work> WorkItem for Job<T> {
             return;
         };
         stop.stop();
+        // Before anybody may know: the module is no longer in use for it. Its code stays as long as
+        // this is on the queue.
+        drop(pending);
         *this.end.lock() = End::Over;
         this.over.notify_all();
-        drop(this);
-        // The last: the module stays until then.
-        drop(pending);
     }
 }
 
 impl<T: Work> VhostTask<T> {
     /// Makes a thread with a name in the current process and starts it.
     ///
-    /// Fails with [`ENOMEM`], or as `clone()` does.
+    /// Fails with [`ENOMEM`], as `clone()` does, and with [`ENODEV`] if the module's work queue is
+    /// not there.
     pub fn spawn(work: Arc<T>, name: &CStr) -> Result<Self> {
+        let pending = Pending::new()?;
         let job = Arc::pin_init(
             pin_init!(Job {
                 work,
@@ -173,7 +176,7 @@ impl<T: Work> VhostTask<T> {
         // SAFETY: The task is new.
         unsafe { bindings::vhost_task_start(task.as_ptr()) };
         // INVARIANT: Just made and started.
-        Ok(Self { task, job })
+        Ok(Self { task, job, pending })
     }
 
     /// Makes the task look for something to do. Callable in any context; no effect on one that was
@@ -190,10 +193,12 @@ impl<T: Work> VhostTask<T> {
     unsafe extern "C" fn run(arg: *mut c_void) -> bool {
         // SAFETY: By the safety requirement.
         let job = unsafe { &*arg.cast::<Job<T>>() };
+        if job.wanted.load(Relaxed) {
+            // Whatever there is to do is nobody's any more.
+            Self::leave(job, End::No);
+            return false;
+        }
         let Some(batch) = job.work.take() else {
-            if job.wanted.load(Relaxed) {
-                Self::leave(job, End::No);
-            }
             return false;
         };
         // SAFETY: Sets the state of the current task, which is awake.
@@ -244,7 +249,7 @@ impl<T: Work> Drop for VhostTask<T> {
             // It was killed: this waits for its last steps, where nothing holds it up.
             return stop.stop();
         }
-        *end = End::Wanted(stop, Pending::new(), self.job.clone());
+        *end = End::Wanted(stop, self.pending.clone(), self.job.clone());
         // Seen by the task once it is woken; pairs with the barrier of its change of state before it
         // looks.
         self.job.wanted.store(true, Relaxed);

@@ -82,7 +82,8 @@ impl FragCache {
     /// Whether the page at hand has `size` bytes that are not cut.
     #[inline(always)]
     fn has(&self, size: u32) -> bool {
-        // Far from overflow: neither is more than a page.
+        // Far from overflow. Where memory is short a page may be a smaller one, which is not known here:
+        // then it is over sooner, and there is another one.
         self.now.offset.wrapping_add(size) <= local::FRAG_CACHE_SIZE
     }
 
@@ -305,7 +306,7 @@ impl XdpBatch {
         // INVARIANT: There was a slot, which is filled in now; the fragment is the batch's.
         core::mem::forget(frag);
         self.len = self.len.wrapping_add(1);
-        self.full = self.swapped && !self.cache.has(size);
+        self.full = self.len >= BATCH || (self.swapped && !self.cache.has(size));
         // SAFETY: The header is at the start of the fragment, all of it was written, and it is
         // borrowed from the batch that owns it.
         Ok(unsafe { slice::from_raw_parts_mut(start, header) })

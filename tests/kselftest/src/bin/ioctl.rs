@@ -14,6 +14,7 @@ use kselftest::feature::*;
 use kselftest::ktap::Test;
 use kselftest::sys::open;
 use kselftest::sys::*;
+use kselftest::task::settle;
 use kselftest::*;
 use libc::*;
 use vhost::net::VhostNet;
@@ -287,7 +288,7 @@ fn reset_owner_forgets() -> Res {
     g.tx.add(&[Seg::r(at, p.len())]);
     g.tx.publish();
     g.tx.kick();
-    std::thread::sleep(Duration::from_millis(50));
+    settle(&g)?;
     check!(g.tx.pop().is_none(), "the old kick eventfd works");
     kick.write(1)?;
     g.tx.spin()?;
@@ -296,7 +297,7 @@ fn reset_owner_forgets() -> Res {
     g.tx.offer(g.tx.num);
     g.tx.publish();
     kick.write(1)?;
-    std::thread::sleep(Duration::from_millis(50));
+    settle(&g)?;
     g.net.get_vring_base(TX)?;
     check_eq!(g.tx.calls(), 0, "calls at the old eventfd");
     check!(g.tx.err.read().is_err(), "an error at the old eventfd");
