@@ -90,26 +90,35 @@ impl Drop for Reaper {
     }
 }
 
-/// Something that is to be reaped some day. It keeps the module, which is in use meanwhile, and the
-/// work queue.
+/// Something that is to be reaped some day. It keeps the work queue, and once that day is near the
+/// module, which is in use then.
 ///
 /// # Invariants
 ///
-/// It has a reference to the module, and is counted in [`PENDING`].
-pub(super) struct Pending(());
+/// It is counted in [`PENDING`]. If `near`, it has a reference to the module.
+pub(super) struct Pending {
+    near: bool,
+}
 
 impl Pending {
     /// Fails with [`ENODEV`] if there is no work queue.
     pub(super) fn new() -> Result<Self> {
-        // SAFETY: Code of the module runs, so somebody keeps it.
-        unsafe { bindings::__module_get(THIS_MODULE) };
         PENDING.fetch_add(1, Full);
-        // INVARIANT: Taken and counted above.
-        let this = Self(());
+        // INVARIANT: Counted above.
+        let this = Self { near: false };
         if !OPEN.load(Acquire) {
             return Err(ENODEV);
         }
         Ok(this)
+    }
+
+    /// The day is near.
+    pub(super) fn near(&self) -> Self {
+        // SAFETY: Code of the module runs, so somebody keeps it.
+        unsafe { bindings::__module_get(THIS_MODULE) };
+        PENDING.fetch_add(1, Relaxed);
+        // INVARIANT: Taken and counted above.
+        Self { near: true }
     }
 
     /// Reaps it on the work queue, with work that is not on it already.
@@ -124,21 +133,13 @@ impl Pending {
     }
 }
 
-impl Clone for Pending {
-    fn clone(&self) -> Self {
-        // SAFETY: `self` has a reference.
-        unsafe { bindings::__module_get(THIS_MODULE) };
-        PENDING.fetch_add(1, Relaxed);
-        // INVARIANT: Taken and counted above.
-        Self(())
-    }
-}
-
 impl Drop for Pending {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant. From here on the module may be unloaded, which waits for what
-        // is below. For what comes behind that, who drops this keeps the module or is on the queue.
-        unsafe { bindings::module_put(THIS_MODULE) };
+        if self.near {
+            // SAFETY: By the type invariant. From here on the module may be unloaded, which waits for
+            // what is below. For what comes behind that, who drops this is on the queue.
+            unsafe { bindings::module_put(THIS_MODULE) };
+        }
         if PENDING.fetch_sub(1, Full) == 1 {
             // SAFETY: The address is a key, and is not read.
             unsafe { bindings::wake_up_var(PENDING.as_ptr().cast::<c_void>()) };

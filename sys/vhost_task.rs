@@ -249,7 +249,7 @@ impl<T: Work> Drop for VhostTask<T> {
             // It was killed: this waits for its last steps, where nothing holds it up.
             return stop.stop();
         }
-        *end = End::Wanted(stop, self.pending.clone(), self.job.clone());
+        *end = End::Wanted(stop, self.pending.near(), self.job.clone());
         // Seen by the task once it is woken; pairs with the barrier of its change of state before it
         // looks.
         self.job.wanted.store(true, Relaxed);

@@ -281,6 +281,8 @@ fn reset_owner_forgets() -> Res {
     let plain = Tap::new("plain", 0)?;
     let mut peer = Peer::new(plain.index, false)?;
     g.net.set_backend(TX, Some(&plain.fd))?;
+    // It looks at the ring once by itself.
+    settle(&g)?;
     // No header of its own any more, nor one for the tap.
     let p = frame(2, 60);
     let at = g.mem.alloc(p.len(), 16);
