@@ -194,7 +194,8 @@ impl Receiver {
         for index in 0..self.streams.len() {
             let stream = &mut self.streams[index];
             if stream.connection.is_none() {
-                stream.connection = now(stream.listener.accept())?.map(|(connection, _)| connection);
+                stream.connection =
+                    now(stream.listener.accept())?.map(|(connection, _)| connection);
             }
             while let Some(connection) = &mut self.streams[index].connection {
                 connection.set_nonblocking(true)?;
@@ -214,7 +215,9 @@ impl Receiver {
 
     /// Reads all that there is and says in a line of JSON what it was. The question is the numbers of two datagrams.
     fn answer(&mut self, question: &str) -> Result<String> {
-        let mut numbers = question.split(' ').map_while(|word| word.trim().parse().ok());
+        let mut numbers = question
+            .split(' ')
+            .map_while(|word| word.trim().parse().ok());
         let (from, to) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
         let (datagrams, between) = self.read_datagrams(from, to)?;
         let bytes = self.read_streams()?;
