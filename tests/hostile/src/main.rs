@@ -149,6 +149,8 @@ struct Hostile {
     damage: Vec<String>,
     /// Where the children are that have a limit.
     group: Option<Group>,
+    /// How many times as long a round takes with the limit.
+    slowness: u64,
 }
 
 fn open(wait: bool) -> Res<File> {
@@ -242,6 +244,7 @@ impl Hostile {
             marked: 0,
             damage: vec![],
             group,
+            slowness: percent.map_or(1, |percent| u64::from(100 / percent.max(1)).max(1) * 2),
         })
     }
 
@@ -304,7 +307,8 @@ impl Hostile {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        let most = rng.pick(&[50, 1000, 6000]);
+        // With a limit all of it takes as much longer.
+        let most = rng.pick(&[50, 1000, 6000]) * self.slowness;
         std::thread::sleep(Duration::from_millis(5 + rng.below(most)));
         if rng.one_in(6) {
             self.counts.leave.store(1, Relaxed);

@@ -60,9 +60,12 @@ pub mod feature {
     pub const HOST_TUNNEL: u64 = 1 << 3;
 }
 
-/// How long a test waits for something that must happen. Generous: the machine may be emulated and shared.
+/// How long a test waits for something that must happen. Generous: the machine may be emulated and shared. Where most tests are
+/// to fail (tests/mutants), PATIENCE says how many seconds.
 pub fn patience() -> Duration {
-    Duration::from_secs(if sys::on_debug_kernel() { 100 } else { 20 })
+    let default = if sys::on_debug_kernel() { 100 } else { 20 };
+    let said = std::env::var("PATIENCE").ok().and_then(|s| s.parse().ok());
+    Duration::from_secs(said.unwrap_or(default))
 }
 
 /// When a test that begins to wait now has waited long enough.

@@ -105,6 +105,11 @@ pub fn ip(words: &str) -> Res {
     run("ip", words)
 }
 
+/// Runs `tc`, whose words these are.
+pub fn tc(words: &str) -> Res {
+    run("tc", words)
+}
+
 /// Has a bridge send what is for an address to one port only.
 pub fn bridge_to(port: &Tap, address: [u8; 6]) -> Res {
     let [a, b, c, d, e, f] = address;
@@ -246,6 +251,19 @@ impl Tap {
     /// How many bytes of packets may be on their way through the network stack.
     pub fn sndbuf(&self, bytes: i32) -> Res {
         ioctl(&self.fd, TUNSETSNDBUF, &raw const bytes as usize)
+    }
+
+    /// Packets that are sent, and of which more are said to follow, may wait until there are so many.
+    pub fn coalesce(&self, frames: u32) -> Res {
+        const SIOCETHTOOL: u64 = 0x8946;
+        const ETHTOOL_SCOALESCE: u32 = 0xf;
+        // `struct ethtool_coalesce`.
+        let mut coalesce = [0u32; 23];
+        (coalesce[0], coalesce[2]) = (ETHTOOL_SCOALESCE, frames);
+        let mut r = Ifreq::new(&self.name);
+        let at = coalesce.as_mut_ptr() as u64;
+        (r.value[0], r.value[1]) = (at as u32, (at >> 32) as u32);
+        if_ioctl(SIOCETHTOOL, &mut r)
     }
 
     /// The fields of headers are big-endian.

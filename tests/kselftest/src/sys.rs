@@ -203,10 +203,14 @@ pub fn unload(name: &str) -> Res {
     Ok(())
 }
 
-/// Loads the module in a file, with parameters.
+/// Loads the module in a file, with parameters. vhost_net gets those in VHOST_MODULE_PARAMETERS too.
 pub fn load(file: &Path, parameters: &str) -> Res {
     let f = File::open(file)?;
-    let p = CString::new(parameters)?;
+    let more = match file.ends_with("vhost_net.ko") {
+        true => std::env::var("VHOST_MODULE_PARAMETERS").unwrap_or_default(),
+        false => String::new(),
+    };
+    let p = CString::new(format!("{parameters} {more}"))?;
     // SAFETY: the descriptor is open and the parameters are a valid string.
     let r = unsafe { libc::syscall(libc::SYS_finit_module, f.as_raw_fd(), p.as_ptr(), 0) };
     crate::check!(

@@ -2,11 +2,15 @@
 
 //! When the device calls, and when it asks for a kick.
 
+use std::time::Duration;
+
 use kselftest::feature::*;
 use kselftest::ktap::Test;
 use kselftest::sys::until;
 use kselftest::*;
 use vhost::VhostBackend;
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 /// Sends one packet and waits for its completion without asking for a call.
 fn send(g: &mut Guest) -> Res {
@@ -337,6 +341,8 @@ fn kick_before_bind() -> Res {
     };
     for _ in 0..5 {
         check_eq!(sys::ioctl(&g.net, sys::SET_VRING_KICK, &unbind), 0);
+        // The turn that the last packet, or the backend, was the reason for is over.
+        task::settle(&g)?;
         let at = g.place(&frame(1, 60));
         g.tx.add(&[Seg::r(at, g.hdr + 60)]);
         g.tx.publish();
@@ -348,6 +354,30 @@ fn kick_before_bind() -> Res {
         g.peer.recv()?;
         // The device never reads the eventfd: the VMM does, when it takes it back.
         let _ = g.tx.kick.read();
+    }
+    Ok(())
+}
+
+/// Another kick eventfd in the place of the one that is waited for: from then on only that counts.
+fn kick_exchanged() -> Res {
+    let mut g = Guest::new(Config::default())?;
+    let events = [(); 2].map(|()| EventFd::new(EFD_NONBLOCK));
+    let [first, second] = events;
+    let (first, second) = (first?, second?);
+    for (old, new) in [(&first, &second), (&second, &first)].repeat(3) {
+        g.net.set_vring_kick(TX, new)?;
+        task::settle(&g)?;
+        let at = g.place(&frame(1, 60));
+        g.tx.add(&[Seg::r(at, g.hdr + 60)]);
+        g.tx.publish();
+        old.write(1)?;
+        std::thread::sleep(Duration::from_millis(20));
+        check_eq!(g.tx.device_idx(), g.tx.used_idx, "used by the old kick");
+        // Both were never read: a new one is ready at once when it is given next.
+        let _ = (old.read(), new.write(1)?);
+        g.tx.wait()?;
+        g.peer.recv()?;
+        let _ = new.read();
     }
     Ok(())
 }
@@ -389,6 +419,7 @@ fn main() {
         ("notify_on_empty", notify_on_empty),
         ("no_call_fd", no_call_fd),
         ("kick_before_bind", kick_before_bind),
+        ("kick_exchanged", kick_exchanged),
         ("unreadable", unreadable),
     ];
     ktap::run(TESTS)

@@ -18,6 +18,7 @@ use kselftest::iotlb::*;
 use kselftest::ktap::Test;
 use kselftest::mem::BASE;
 use kselftest::net::ip;
+use kselftest::net::tc;
 use kselftest::net::tcp_frame;
 use kselftest::net::ETH;
 use kselftest::sys::ioctl;
@@ -184,12 +185,25 @@ fn too_short() -> Res {
     })
 }
 
-/// A packet socket has no memory for a packet, it says, when the queue of its interface is full. That is tried again, by
-/// itself and not for ever: then it costs this packet.
+/// A header that asks for a checksum behind the end of its packet.
+fn bad_checksum() -> Res {
+    let mut g = guest(Config::default(), None)?;
+    let before = counts(&g, "tx")?;
+    let at = g.place(&frame(1, 60));
+    // Two bytes at 80 + 9.
+    g.mem.write(at, &[1, 0, 0, 0, 0, 0, 80, 0, 9, 0]);
+    let len = g.hdr + 60;
+    dropped(&mut g, &[Seg::r(at, len)], "a checksum behind the packet")?;
+    counted(&g, "tx", before, 1, 1)
+}
+
+/// A packet socket has no memory for a packet, it says, when its interface, which has no queue, takes none. That is tried again,
+/// by itself and not for ever: then it costs this packet.
 fn no_memory() -> Res {
     let mut g = Guest::stopped(Config::with(VERSION_1 | VHOST_NET_HDR))?;
     let slow = Tap::new("slow", 0)?;
     ip("link set slow txqueuelen 2")?;
+    tc("qdisc replace dev slow root noqueue")?;
     let filler = Peer::sender(slow.index, false)?;
     let full = |_| {
         let sent = (&filler.fd).write(&frame(0, 60));
@@ -726,6 +740,7 @@ fn main() {
         ("too_long", too_long),
         ("too_long_and_last", too_long_and_last),
         ("too_short", too_short),
+        ("bad_checksum", bad_checksum),
         ("no_memory", no_memory),
         ("unreadable", unreadable),
         ("broken_ring", broken_ring),

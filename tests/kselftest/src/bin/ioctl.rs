@@ -822,6 +822,30 @@ fn vring_eventfds() -> Res {
     Ok(())
 }
 
+/// An eventfd that was taken back is let go of: the kernel numbers those that there are.
+fn eventfds_let_go() -> Res {
+    let number = |event: &EventFd| -> Res<u64> {
+        let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", event.as_raw_fd()))?;
+        let line = text.lines().find_map(|l| l.strip_prefix("eventfd-id:"));
+        Ok(line.ok_or(Fail("no number".into()))?.trim().parse()?)
+    };
+    let f = owned()?;
+    let first = number(&eventfd()?)?;
+    for _ in 0..100 {
+        let event = eventfd()?;
+        let fd = event.as_raw_fd();
+        for request in [SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK] {
+            errno!(f, request, &file(0, fd), 0);
+            errno!(f, request, &file(0, -1), 0);
+        }
+        errno!(f, SET_LOG_FD, &fd, 0);
+        errno!(f, SET_LOG_FD, &-1i32, 0);
+    }
+    let last = number(&eventfd()?)?;
+    check!(last < first + 50, "number {last}, and {first} before");
+    Ok(())
+}
+
 fn set_backend() -> Res {
     let g = Guest::stopped(Config::default())?;
     for i in 0..2 {
@@ -1068,6 +1092,7 @@ fn main() {
         ("vring_addr", vring_addr),
         ("vring_running", vring_running),
         ("vring_eventfds", vring_eventfds),
+        ("eventfds_let_go", eventfds_let_go),
         ("set_backend", set_backend),
         ("set_backend_refused", set_backend_refused),
         ("set_backend_early", set_backend_early),

@@ -21,6 +21,7 @@ use std::time::Instant;
 
 use kselftest::cgroup::Group;
 use kselftest::feature::*;
+use kselftest::guest::same;
 use kselftest::ktap::Test;
 use kselftest::sys::*;
 use kselftest::task::*;
@@ -884,6 +885,30 @@ fn waiting(kernel_thread: bool) -> Res<(Guest, Missing)> {
     Ok((g, missing))
 }
 
+/// A packet that is published just when the device asks for a kick: it comes too late to be found, and too early to be kicked
+/// for. Here that moment is as long as a page is missing.
+fn published_beside_fault() -> Res {
+    for kernel_thread in [false, true] {
+        let cfg = Config {
+            features: VERSION_1 | EVENT_IDX,
+            ..config(kernel_thread)
+        };
+        // Where the device asks is alone in the last page of the used ring, but for an entry.
+        let mut g = Guest::stopped(cfg.num(1024))?;
+        let missing = Missing::new(&g, g.tx.used + 8192)?;
+        g.net.set_backend(TX, Some(&g.tap.fd))?;
+        missing.wanted()?;
+        let p = frame(1, 60);
+        let at = g.place(&p);
+        g.tx.add(&[Seg::r(at, g.hdr + p.len())]);
+        g.tx.publish();
+        missing.serve()?;
+        g.tx.wait()?;
+        same(&g.peer.recv()?, &p, "the packet")?;
+    }
+    Ok(())
+}
+
 /// The second queue gets its backend while the worker waits for a page in the first one's, which the same thread may have to
 /// serve.
 fn bind_beside_fault() -> Res {
@@ -1314,6 +1339,7 @@ fn main() {
         ("signal_calls", signal_calls),
         ("fdinfo_often", fdinfo_often),
         ("fdinfo_preempted", fdinfo_preempted),
+        ("published_beside_fault", published_beside_fault),
         ("bind_beside_fault", bind_beside_fault),
         ("fdinfo_beside_fault", fdinfo_beside_fault),
     ];

@@ -44,6 +44,19 @@ fn limited_sndbuf() -> Res {
     Ok(())
 }
 
+/// A tap that keeps packets as long as more are said to follow has none left when none does.
+fn coalesced() -> Res {
+    let mut g = Guest::stopped(Config::default())?;
+    g.tap.sndbuf(1 << 20)?;
+    g.tap.coalesce(64)?;
+    g.start()?;
+    for count in [1, 2, 5, 63, 64, 65, 200] {
+        let packets: Vec<_> = (0..count).map(|n| frame(n, 60)).collect();
+        g.send_all(&packets)?;
+    }
+    Ok(())
+}
+
 /// A limit that comes while the device runs, and goes.
 fn limit_changes() -> Res {
     let mut g = Guest::new(Config::default())?;
@@ -321,6 +334,28 @@ fn away_and_replaced() -> Res {
     Ok(())
 }
 
+/// Packets that wait in an interface, for it was told that its tap is full, come as soon as the device has made room.
+fn backpressure() -> Res {
+    const MORE: u32 = 50;
+    let plug = kselftest::net::Plug::new("plug", 12)?;
+    let sender = Peer::sender(plug.tap.index, false)?;
+    for n in 0..MORE {
+        sender.send(&frame(n, 60))?;
+    }
+    let mut g = Guest::stopped(Config::default())?;
+    for _ in 0..250 {
+        let b = g.buffer(g.hdr + 60);
+        g.rx.add(&[b]);
+    }
+    g.rx.submit();
+    g.net.set_backend(RX, Some(&plug.tap.fd))?;
+    for n in 0..250 {
+        let wait = g.rx.wait();
+        wait.map_err(|Fail(why)| Fail(format!("packet {n}: {why}")))?;
+    }
+    Ok(())
+}
+
 fn main() {
     const TESTS: &[Test] = &[
         ("limited_sndbuf", limited_sndbuf),
@@ -331,6 +366,8 @@ fn main() {
         ("room_while_stopped", room_while_stopped),
         ("full_and_closed", full_and_closed),
         ("full_and_down", full_and_down),
+        ("backpressure", backpressure),
+        ("coalesced", coalesced),
         ("queue_detached", queue_detached),
         ("interface_down", interface_down),
         ("interface_away", interface_away),

@@ -587,6 +587,32 @@ fn repaired_by_the_guest() -> Res {
     Ok(())
 }
 
+/// One of several entries names no chain; the driver mends it where it is.
+fn repaired_entry() -> Res {
+    let mut g = Guest::new(Config::default())?;
+    let packets: Vec<_> = (0..5).map(|n| frame(n, 100)).collect();
+    for p in &packets {
+        let at = g.place(p);
+        g.tx.add(&[Seg::r(at, g.hdr + p.len())]);
+    }
+    // The third.
+    let entry = g.tx.avail + 4 + 2 * 2;
+    let good = g.mem.read(entry, 2);
+    g.mem.write(entry, &[0xff, 0xff]);
+    g.tx.publish();
+    g.tx.kick();
+    g.tx.wait_err()?;
+    check_eq!(g.tx.device_idx(), 2, "used before the wild one");
+    g.mem.write(entry, &good);
+    g.tx.kick();
+    for p in &packets {
+        same(&g.peer.recv()?, p, "packet")?;
+        g.tx.spin()?;
+    }
+    check!(g.tx.err.read().is_err(), "an error for what was mended");
+    Ok(())
+}
+
 /// Descriptor flags that mean nothing here are ignored.
 fn unknown_flags() -> Res {
     let mut g = Guest::new(Config::default())?;
@@ -645,6 +671,7 @@ fn main() {
         ("bad_loop_of_three", bad_loop_of_three),
         ("bad_avail_jump", bad_avail_jump),
         ("repaired_by_the_guest", repaired_by_the_guest),
+        ("repaired_entry", repaired_entry),
     ];
     ktap::run(TESTS)
 }

@@ -13,6 +13,7 @@ use std::ptr::null;
 use std::sync::atomic::AtomicI32;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 
 use vhost::net::VhostNet;
 
@@ -314,10 +315,12 @@ fn new_memory_table() -> Res {
         std::thread::scope(|s| {
             let net = &h.g.net;
             let plug = &mut h.plug;
-            let reader = s.spawn(move || (plug.recv(), plug.recv()));
-            let r = vhost::VhostBackend::set_mem_table(net, &Mem::table(&table));
-            let (a, b) = reader.join().unwrap();
-            r?;
+            let changing =
+                s.spawn(move || vhost::VhostBackend::set_mem_table(net, &Mem::table(&table)));
+            std::thread::sleep(Duration::from_millis(50));
+            check!(!changing.is_finished(), "replaced under a packet");
+            let (a, b) = (plug.recv(), plug.recv());
+            changing.join().unwrap()?;
             same(&a?, &p, "packet")?;
             same(&b?, &frame(9, 60), "packet")
         })?;
