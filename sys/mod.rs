@@ -5,16 +5,20 @@
 //! One file for each facility, named as its C API is and written as if it were to go into
 //! `rust/kernel/`. This is the only folder with `unsafe` in it.
 
+pub mod counter;
 pub mod eventfd;
+pub mod kcov;
 pub mod kthread;
 pub mod miscdev;
 pub mod moduleparam;
+pub mod pid;
 pub mod poll;
 pub mod receiver;
 pub mod sched;
 pub mod socket;
 #[cfg(CONFIG_VHOST_NET_RUST_KUNIT_TEST)]
 mod tests;
+pub mod trace;
 pub mod uaccess;
 pub mod ubuf;
 pub mod vhost_task;

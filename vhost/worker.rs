@@ -6,11 +6,17 @@
 
 #![forbid(unsafe_code)]
 
-use super::work::{
-    WorkBits,
-    WorkSet, //
+use super::{
+    identity::Identity,
+    kicks::Kicks,
+    work::{
+        WorkBits,
+        WorkSet, //
+    }, //
 };
 use crate::sys::{
+    counter::Counter,
+    kcov::Handle,
     kthread::Kthread,
     poll::Wake,
     sched::sleep_unless,
@@ -28,9 +34,9 @@ use kernel::{
 
 /// What a worker runs.
 pub trait Run: Send + Sync + 'static {
-    /// Does what `bits` say, and says what there is to do only after a rest. Called by the worker's
-    /// thread, in the owner's address space.
-    fn run(&self, bits: WorkBits) -> Rest;
+    /// Does what `bits` say, and says what there is to do only after a rest. `kicks` are those that
+    /// `bits` are about. Called by the worker's thread, in the owner's address space.
+    fn run(&self, bits: WorkBits, kicks: &Kicks) -> Rest;
 }
 
 /// What there is to do after a rest: to try at once what there is no memory for would keep a CPU.
@@ -51,6 +57,12 @@ impl Rest {
 /// What the thread of a [`Worker`] has.
 struct Runner<R: Run> {
     set: WorkSet,
+    /// 1 if the thread found nothing to do since it last did something. Its own.
+    idle: Counter,
+    kicks: Kicks,
+    identity: Arc<Identity>,
+    /// Of the task that made the worker.
+    kcov: Handle,
     target: Arc<R>,
 }
 
@@ -58,11 +70,20 @@ impl<R: Run> Work for Runner<R> {
     type Batch = WorkBits;
 
     fn take(&self) -> Option<WorkBits> {
-        self.set.take()
+        let Some(bits) = self.set.take() else {
+            self.idle.set(1);
+            return None;
+        };
+        let slept = self.idle.get() != 0;
+        self.idle.set(0);
+        Some(bits.after(slept))
     }
 
     fn run(&self, bits: WorkBits) {
-        let rest = self.target.run(bits);
+        if bits.has(WorkBits::BEGIN) {
+            self.identity.begin();
+        }
+        let rest = self.kcov.cover(|| self.target.run(bits, &self.kicks));
         if rest.bits != 0 {
             // Not for longer than there is nothing else to do: that is rest enough.
             sleep_unless(rest.msecs, || self.set.has_work());
@@ -101,7 +122,17 @@ impl<R: Run> Worker<R> {
     /// Fails with [`ENOMEM`], and as the kernel does when it makes a thread.
     pub fn new(target: Arc<R>, mm: &MmWithUser, fork: bool) -> Result<Arc<Self>> {
         let set = WorkSet::new();
-        let runner = Arc::new(Runner { set, target }, GFP_KERNEL)?;
+        set.add(WorkBits::BEGIN);
+        let identity = Identity::new(current!().tgid())?;
+        let runner = Runner {
+            set,
+            idle: Counter::new(),
+            kicks: Kicks::new(identity.clone()),
+            identity,
+            kcov: Handle::of_current(),
+            target,
+        };
+        let runner = Arc::new(runner, GFP_KERNEL)?;
         let name = CString::try_from_fmt(fmt!("vhost-{}", current!().pid()))?;
         let thread = if fork {
             Thread::Owner(VhostTask::spawn(runner.clone(), &name)?)
@@ -109,6 +140,11 @@ impl<R: Run> Worker<R> {
             Thread::Kernel(Kthread::spawn(runner.clone(), &name, mm.into())?)
         };
         Ok(Arc::new(Self { runner, thread }, GFP_KERNEL)?)
+    }
+
+    /// What the thread and its owner are called.
+    pub fn identity(&self) -> Arc<Identity> {
+        self.runner.identity.clone()
     }
 
     /// Whether there is something to do that was not begun.
@@ -119,6 +155,7 @@ impl<R: Run> Worker<R> {
 
 impl<R: Run> Wake for Worker<R> {
     fn wake(&self, bit: u32) {
+        self.runner.kicks.passed(bit, &self.runner.set);
         if self.runner.set.add(bit) {
             self.thread.wake();
         }

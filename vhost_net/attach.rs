@@ -110,7 +110,7 @@ fn settle(device: &Device, index: usize, mut zerocopy: ZeroCopy<Worker>) {
         return;
     };
     let queue = &mut *guard;
-    zerocopy.complete(&mut queue.ring);
+    zerocopy.complete(&mut queue.ring, &queue.stats);
     let iotlb = queue.iotlb.clone();
     let iotlb = iotlb.as_ref().map(|iotlb| iotlb.lock());
     let found = iotlb.as_ref().map_or(Ok(()), |i| queue.ring.find(i));

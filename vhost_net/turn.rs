@@ -26,6 +26,7 @@ use super::{
     },
     queue::run_when_ready,
     receive::receive,
+    stretch::Stretch,
     transmit::{
         send_batch,
         transmit,
@@ -72,9 +73,10 @@ pub fn turn(device: &Device, queue: &mut Queue, cause: Cause) -> u32 {
         iotlb: iotlb.as_deref(),
         waited_for: cause.waited_for,
     };
-    let moved = move_packets(queue, maps, &sock, &busy_poll);
+    let mut stretch = Stretch::begin(&queue.stats);
+    let moved = move_packets(queue, maps, &sock, &busy_poll, &mut stretch);
     // Also after a fault: what was moved before it is done.
-    let finished = finish(queue, &sock);
+    let finished = finish(queue, &sock, Some(&mut stretch));
     match (moved, finished) {
         (Ok(Next::Wait), Ok(())) => 0,
         (Ok(Next::Again), Ok(())) => {
@@ -115,6 +117,7 @@ fn move_packets(
     maps: &Maps,
     sock: &Socket,
     busy_poll: &BusyPoll<'_>,
+    stretch: &mut Stretch,
 ) -> Result<Next, Fault> {
     queue.state.poll.as_mut().stop();
     queue.disable_kicks()?;
@@ -123,7 +126,7 @@ fn move_packets(
     let mut budget = Budget::default();
     while !budget.is_spent() {
         if queue.ring.unpublished() >= BATCH {
-            finish(queue, sock)?;
+            finish(queue, sock, None)?;
         }
         let pause = match queue.index() {
             RX => receive(queue, maps, &mut budget)?,
@@ -132,7 +135,7 @@ fn move_packets(
         if matches!(pause, Pause::Enough) {
             continue;
         }
-        finish(queue, sock)?;
+        finish(queue, sock, Some(stretch))?;
         if matches!(pause, Pause::NoMemory) {
             return Ok(Next::Rest(1 << queue.state.retries));
         }
@@ -169,16 +172,20 @@ fn wake_by(queue: &mut Queue, sock: &Socket, pause: Pause) -> Result<bool, Fault
     Ok(false)
 }
 
-/// Sends what waits to be sent, and gives the buffers that are done with to the guest.
+/// Sends what waits to be sent, and gives the buffers that are done with to the guest. `stretch` is
+/// what ends here, if the queue pauses.
 ///
 /// Fails as [`Queue::publish`].
-fn finish(queue: &mut Queue, sock: &Socket) -> Result<(), Fault> {
-    send_batch(&mut queue.state, &mut queue.stats, sock);
+fn finish(queue: &mut Queue, sock: &Socket, stretch: Option<&mut Stretch>) -> Result<(), Fault> {
+    send_batch(&mut queue.state, &queue.stats, sock);
     if core::mem::take(&mut queue.state.logged) {
         queue.signal_log();
     }
     if let Some(zerocopy) = queue.state.zerocopy() {
-        zerocopy.complete(&mut queue.ring);
+        zerocopy.complete(&mut queue.ring, &queue.stats);
+    }
+    if let Some(stretch) = stretch {
+        stretch.end(queue);
     }
     queue.publish()
 }
