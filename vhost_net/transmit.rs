@@ -153,7 +153,7 @@ fn transmit_batch(
         let sent = match pushed {
             Ok(header) => match header::complete(header, len, endian) {
                 true => {
-                    state.batch_bytes += bytes as u64;
+                    state.batch_bytes = state.batch_bytes.wrapping_add(bytes as u64);
                     stats.took(bytes);
                     Ok(())
                 }
