@@ -6,6 +6,10 @@ obj-$(CONFIG_VHOST_NET_RUST) += vhost_net.o
 # A module may not have a member of its own name.
 vhost_net-y := vhost_net_main.o
 
+# The tracepoints, whose header is read again and again from a header of the kernel's.
+vhost_net-$(CONFIG_TRACEPOINTS) += sys/vhost_net_events.o
+CFLAGS_sys/vhost_net_events.o := -I$(src)/sys
+
 # Out of tree the kernel's configuration does not have the option.
 rustflags-$(CONFIG_VHOST_NET_RUST_KUNIT_TEST) += --cfg CONFIG_VHOST_NET_RUST_KUNIT_TEST
 

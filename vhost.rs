@@ -11,8 +11,9 @@
 //! - [`work`]: the bits that a kick or a backend sets. [`worker`]: the thread that takes these.
 //!   Another worker would be made here, and given to its queues by [`device`].
 //! - [`queue`]: a ring with its eventfds; calls and faults are signalled here. [`queue_setup`]:
-//!   what the owner sets of it; here its kicks begin to be waited for. [`stats`]: what it did, of
-//!   which [`shown`] has a copy for others. [`guard`]: its lock.
+//!   what the owner sets of it; here its kicks begin to be waited for. [`guard`]: its lock.
+//! - [`stats`]: what a queue does, counted and traced. [`shown`]: what others see of it.
+//!   [`identity`]: what its worker is called; [`kicks`]: when it was kicked.
 //! - [`device`]: the owner ([`state`]) and the queues, and which lock comes first; runs a queue
 //!   for the worker. [`ioctl`], [`fd`] and [`features_arg`]: what the owner asks for.
 //!   [`misses`] and [`message_io`]: what they tell each other of the IOTLB. [`fdinfo`]: what
@@ -25,7 +26,9 @@ mod fd;
 mod fdinfo;
 mod features_arg;
 mod guard;
+mod identity;
 mod ioctl;
+mod kicks;
 mod message_io;
 mod misses;
 mod queue;
@@ -49,7 +52,10 @@ pub use queue::{
     QueuePoll,
     QueueState, //
 };
-pub use stats::Stats;
+pub use stats::{
+    Loss,
+    Stats, //
+};
 pub use work::{
     WorkBits,
     QUEUES, //

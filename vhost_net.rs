@@ -26,8 +26,8 @@
 //! has the worker woken when the tap gets ready, and is over.
 //!
 //! Beside that way: [`chardev`] is the device node, [`attach`] sets backends, [`queue`] and
-//! [`backend`] are what a queue has, [`header`] and [`budget`] what their names say, [`net`] the
-//! types.
+//! [`backend`] are what a queue has, [`header`] and [`budget`] what their names say, [`stretch`] is
+//! for who traces turns, [`net`] the types.
 
 #![forbid(unsafe_code)]
 
@@ -40,6 +40,7 @@ mod header;
 mod net;
 mod queue;
 mod receive;
+mod stretch;
 mod transmit;
 mod turn;
 mod verdict;
@@ -72,9 +73,7 @@ impl Driver for Net {
         let Some(mut queue) = device.queue_to_run(index, cause.worker) else {
             return 0;
         };
-        if cause.kicked {
-            queue.stats.kicks += 1;
-        }
+        (queue.stats).began(cause.kicked, cause.ready, cause.woken, cause.since);
         turn::turn(device, mm, &mut queue, cause)
     }
 

@@ -160,6 +160,13 @@ impl Vring {
         }
     }
 
+    /// The index of the used entry that the device will write next.
+    pub fn used_idx(&self) -> u16 {
+        match &self.format {
+            Format::Split(split) => split.used_idx(),
+        }
+    }
+
     /// Makes `base` the index of the chain that the device will take next. What was deferred, or
     /// completed but not published, is forgotten.
     pub fn set_base(&mut self, base: u16) {

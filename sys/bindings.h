@@ -14,6 +14,7 @@
 #include <linux/if_packet.h>
 #include <linux/if_tap.h>
 #include <linux/if_tun.h>
+#include <linux/kcov.h>
 #include <linux/miscdevice.h>
 #include <linux/netdevice.h>
 #include <linux/net.h>
@@ -36,6 +37,7 @@
 #include <asm/futex.h>
 
 #include "compat.h"
+#include "vhost_net_events.h"
 
 /* `bindgen` gets confused at certain things. */
 const size_t RUST_CONST_HELPER_SMP_CACHE_BYTES = SMP_CACHE_BYTES;
@@ -44,6 +46,7 @@ const size_t RUST_CONST_HELPER_FRAG_SIZE = PAGE_SIZE;
 const u32 RUST_CONST_HELPER_FRAG_CACHE_SIZE = PAGE_FRAG_CACHE_MAX_SIZE;
 const unsigned int RUST_CONST_HELPER_SKB_FRAGS_MAX = MAX_SKB_FRAGS;
 const size_t RUST_CONST_HELPER_VNET_HDR_MAX = sizeof(struct virtio_net_hdr_v1_hash_tunnel);
+const size_t RUST_CONST_HELPER_TUN_XDP_FRAME = TUN_XDP_FLAG;
 const unsigned int RUST_CONST_HELPER_TUN_MSG_PTR = TUN_MSG_PTR;
 const unsigned int RUST_CONST_HELPER_TUN_MSG_UBUF = TUN_MSG_UBUF;
 const unsigned int RUST_CONST_HELPER_SOCK_FLAG_XDP = SOCK_XDP;

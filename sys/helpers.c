@@ -79,6 +79,30 @@ __vhost_helper int rust_helper_tun_ptr_len(void *ptr)
 	return __skb_array_len_with_tag(ptr);
 }
 
+/* What a packet begins with, in one piece; zeroes if that is not so much. */
+static void vhost_skb_destination(const struct sk_buff *skb, u8 *to)
+{
+	if (skb && skb_headlen(skb) >= ETH_ALEN)
+		memcpy(to, skb->data, ETH_ALEN);
+	else
+		memset(to, 0, ETH_ALEN);
+}
+
+__vhost_helper void rust_helper_tun_ptr_destination(void *ptr, u8 *to)
+{
+	struct xdp_frame *frame;
+
+	if (!tun_is_xdp_frame(ptr)) {
+		vhost_skb_destination(ptr, to);
+		return;
+	}
+	frame = tun_ptr_to_xdp(ptr);
+	if (frame->len >= ETH_ALEN)
+		memcpy(to, frame->data, ETH_ALEN);
+	else
+		memset(to, 0, ETH_ALEN);
+}
+
 __vhost_helper void rust_helper_tap_ptr_free(void *ptr)
 {
 	__skb_array_destroy_skb(ptr);
@@ -93,6 +117,25 @@ __vhost_helper void rust_helper_tun_wake_queue(struct file *file, int consumed)
 {
 	tun_wake_queue(file, consumed);
 }
+
+/* linux/kcov.h */
+
+#ifdef CONFIG_KCOV
+__vhost_helper u64 rust_helper_kcov_common_handle(void)
+{
+	return kcov_common_handle().val;
+}
+
+__vhost_helper void rust_helper_kcov_remote_start_common(u64 handle)
+{
+	kcov_remote_start_common((struct kcov_common_handle_id){ .val = handle });
+}
+
+__vhost_helper void rust_helper_kcov_remote_stop(void)
+{
+	kcov_remote_stop();
+}
+#endif
 
 /* linux/netdevice.h */
 
@@ -157,15 +200,18 @@ __vhost_helper size_t rust_helper_net_rx_pad(void)
 	return NET_IP_ALIGN + NET_SKB_PAD;
 }
 
-/* As skb_array_peek_len(), of another kind of queue. */
-__vhost_helper int rust_helper_sk_receive_queue_peek_len(struct sock *sk)
+/* As skb_array_peek_len(), of another kind of queue; and what the packet begins with. */
+__vhost_helper int rust_helper_sk_receive_queue_peek_len(struct sock *sk, u8 *destination)
 {
 	struct sk_buff_head *list = &sk->sk_receive_queue;
+	struct sk_buff *skb;
 	unsigned long flags;
 	int len;
 
 	spin_lock_irqsave(&list->lock, flags);
-	len = __skb_array_len_with_tag(skb_peek(list));
+	skb = skb_peek(list);
+	len = __skb_array_len_with_tag(skb);
+	vhost_skb_destination(skb, destination);
 	spin_unlock_irqrestore(&list->lock, flags);
 	return len;
 }

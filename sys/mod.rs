@@ -6,10 +6,13 @@
 //! `rust/kernel/`. This is the only folder with `unsafe` in it.
 
 pub mod compat;
+pub mod counter;
 pub mod eventfd;
+pub mod kcov;
 pub mod kthread;
 pub mod miscdev;
 pub mod moduleparam;
+pub mod pid;
 pub mod poll;
 pub mod reaper;
 pub mod receiver;
@@ -17,6 +20,7 @@ pub mod sched;
 pub mod socket;
 #[cfg(CONFIG_VHOST_NET_RUST_KUNIT_TEST)]
 mod tests;
+pub mod trace;
 pub mod uaccess;
 pub mod ubuf;
 pub mod vhost_task;

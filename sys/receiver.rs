@@ -8,6 +8,7 @@
 
 use super::{
     bindings as local,
+    counter::Groups,
     poll::Pollable,
     socket::{
         Kind,
@@ -75,6 +76,23 @@ impl RingBatch {
         Some(frame)
     }
 
+    /// Counts the packet in `groups` if it is one to many.
+    ///
+    /// # Safety
+    ///
+    /// `frame` came from the ring, and is ours.
+    #[inline(always)]
+    unsafe fn count_group(&self, frame: *mut c_void, groups: &Groups) {
+        // SAFETY: What is not marked as another kind is an `sk_buff`. Its data is in memory of its
+        // own, with room for more than a byte, whether it is used or not.
+        let grouped = frame.addr() & local::TUN_XDP_FRAME != 0
+            || unsafe { *(*frame.cast::<bindings::sk_buff>()).data } & 1 != 0;
+        if grouped && self.sock.is_ethernet() {
+            // SAFETY: By the safety requirement.
+            unsafe { add_group(frame, groups) }
+        }
+    }
+
     #[inline(never)]
     fn refill(&mut self) -> bool {
         // SAFETY: By the type invariant the ring is valid, and the array has the given length. The
@@ -126,6 +144,17 @@ impl Drop for RingBatch {
 
 /// # Safety
 ///
+/// `frame` came from the ring of a tap, and is the caller's.
+#[cold]
+unsafe fn add_group(frame: *mut c_void, groups: &Groups) {
+    let mut destination = [0; 6];
+    // SAFETY: By the safety requirement. The function writes six bytes.
+    unsafe { local::tun_ptr_destination(frame, destination.as_mut_ptr()) };
+    groups.add(destination);
+}
+
+/// # Safety
+///
 /// `frame` came from the ring of a [`Kind::Tun`] and is the caller's.
 unsafe extern "C" fn free_tun_frame(frame: *mut c_void) {
     // SAFETY: By the safety requirement.
@@ -146,8 +175,8 @@ pub struct Receiver(Source);
 enum Source {
     /// Out of the ring, many at a time.
     Ring(KBox<RingBatch>),
-    /// Out of the socket's own queue.
-    Queue(Arc<Socket>),
+    /// Out of the socket's own queue; with the destination of the packet that was looked at.
+    Queue(Arc<Socket>, [u8; 6]),
 }
 
 impl Receiver {
@@ -156,7 +185,7 @@ impl Receiver {
     /// Fails with [`ENOMEM`].
     pub fn new(sock: Arc<Socket>) -> Result<Self> {
         let Some(ring) = sock.ring() else {
-            return Ok(Self(Source::Queue(sock)));
+            return Ok(Self(Source::Queue(sock, [0; 6])));
         };
         // INVARIANT: The ring is the socket's, and there are no frames.
         let batch = KBox::new(
@@ -186,13 +215,17 @@ impl Receiver {
                 let len = unsafe { local::tun_ptr_len(frame) };
                 usize::try_from(len).unwrap_or(0)
             }
-            Source::Queue(sock) => sock.queue_peek_len(),
+            Source::Queue(sock, destination) => {
+                let (len, peeked) = sock.queue_peek();
+                *destination = peeked;
+                len
+            }
         }
     }
 
     /// Receives the next packet, which has `len` bytes with its header, into `segments` without
     /// their first `skip` bytes. Never waits. A tap's packet is gone afterwards, also after an
-    /// error.
+    /// error. One to many is counted in `groups`, if it begins with an Ethernet header.
     ///
     /// Returns the number of bytes that the packet has. Fails with [`EFAULT`] if it has `len` bytes
     /// and `segments` can't be written, with [`EAGAIN`] if there is no packet any more, or as the
@@ -204,20 +237,26 @@ impl Receiver {
         segments: &Segments,
         skip: usize,
         len: usize,
+        groups: &Groups,
     ) -> Result<usize> {
-        self.receive_to(Some(segments), skip, len)
+        self.receive_to(Some((segments, groups)), skip, len)
     }
 
     #[inline(always)]
     fn receive_to(
         &mut self,
-        segments: Option<&Segments>,
+        to: Option<(&Segments, &Groups)>,
         skip: usize,
         len: usize,
     ) -> Result<usize> {
+        let segments = to.map(|(segments, _)| segments);
         match &mut self.0 {
             Source::Ring(batch) => {
                 let frame = batch.pop().ok_or(EAGAIN)?;
+                if let Some((_, groups)) = to {
+                    // SAFETY: The frame came out of this ring.
+                    unsafe { batch.count_group(frame, groups) }
+                }
                 let RingBatch { sock, msg, .. } = &mut **batch;
                 msg.__bindgen_anon_1.msg_control = frame;
                 if segments.is_none() {
@@ -228,7 +267,10 @@ impl Receiver {
                 // `recvmsg` left it; its iterator is over nothing if there are no segments.
                 unsafe { sock.recvmsg(msg, segments, skip, len) }
             }
-            Source::Queue(sock) => {
+            Source::Queue(sock, destination) => {
+                if let Some((_, groups)) = to {
+                    groups.add(*destination);
+                }
                 let mut msg = bindings::msghdr::default();
                 // SAFETY: It is all zeroes: no packet, and an iterator over nothing.
                 unsafe { sock.recvmsg(&mut msg, segments, skip, len) }

@@ -9,6 +9,7 @@
 use super::{
     bindings as local,
     compat::ENOTSOCK,
+    counter::Groups,
     eventfd::{
         EventFdCtx,
         EventFdFile, //
@@ -614,14 +615,17 @@ mod xdp {
         let whole = segments(pages, &[(0, 100)])?;
         // The same bytes, and 28 of them come before.
         let torn = segments(pages, &[(0, 3), (3, 30), (33, 1), (34, 94)])?;
-        let mut batch = XdpBatch::new()?;
+        let (mut batch, groups) = (XdpBatch::new()?, Groups::default());
         for header in [0, 10, 12, 20, HEADER_MAX] {
             for xdp in [false, true] {
                 let layout = Layout::new(header, xdp)?;
                 assert_eq!(layout.header(), header);
-                assert_eq!(batch.push(MEM, layout, &whole, 0)?[..], bytes[..header]);
                 assert_eq!(
-                    batch.push(MEM, layout, &torn, 28)?[..],
+                    batch.push(MEM, layout, &whole, 0, &groups)?[..],
+                    bytes[..header]
+                );
+                assert_eq!(
+                    batch.push(MEM, layout, &torn, 28, &groups)?[..],
                     bytes[28..28 + header]
                 );
             }
@@ -642,7 +646,7 @@ mod xdp {
         let pages = map(3, READ | WRITE)?;
         unmap(pages.offset(PAGE))?;
         let layout = Layout::new(12, false)?;
-        let mut batch = XdpBatch::new()?;
+        let (mut batch, groups) = (XdpBatch::new()?, Groups::default());
         let lists: [&[(u64, u32)]; 5] = [
             &[(PAGE, 100)],
             &[(PAGE - 99, 100)],
@@ -652,12 +656,15 @@ mod xdp {
         ];
         for list in lists {
             let list = segments(pages, list)?;
-            assert_eq!(batch.push(MEM, layout, &list, 0).err(), Some(EFAULT));
+            assert_eq!(
+                batch.push(MEM, layout, &list, 0, &groups).err(),
+                Some(EFAULT)
+            );
             assert!(batch.is_empty());
         }
         // What is skipped is not read.
         let list = segments(pages, &[(PAGE, 100), (0, 100)])?;
-        batch.push(MEM, layout, &list, 100)?;
+        batch.push(MEM, layout, &list, 100, &groups)?;
         assert_eq!(batch.len(), 1);
         Ok(())
     }
@@ -666,7 +673,7 @@ mod xdp {
     fn a_packet_has_a_length_that_fits() -> Result {
         let pages = map(3, READ | WRITE)?;
         let layout = Layout::new(12, false)?;
-        let mut batch = XdpBatch::new()?;
+        let (mut batch, groups) = (XdpBatch::new()?, Groups::default());
         let refused = [
             (0, EINVAL),
             (11, EINVAL),
@@ -676,15 +683,44 @@ mod xdp {
         ];
         for (len, error) in refused {
             let list = segments(pages, &[(0, len)])?;
-            assert_eq!(batch.push(MEM, layout, &list, 0).err(), Some(error));
+            assert_eq!(
+                batch.push(MEM, layout, &list, 0, &groups).err(),
+                Some(error)
+            );
         }
         // With its header and that of an Ethernet, and nothing else.
-        batch.push(MEM, layout, &segments(pages, &[(0, 26)])?, 0)?;
+        batch.push(MEM, layout, &segments(pages, &[(0, 26)])?, 0, &groups)?;
         // Some of that is skipped, or all, and more.
         let list = segments(pages, &[(0, 26)])?;
-        assert_eq!(batch.push(MEM, layout, &list, 1).err(), Some(EINVAL));
-        assert_eq!(batch.push(MEM, layout, &list, 100).err(), Some(EINVAL));
+        assert_eq!(
+            batch.push(MEM, layout, &list, 1, &groups).err(),
+            Some(EINVAL)
+        );
+        assert_eq!(
+            batch.push(MEM, layout, &list, 100, &groups).err(),
+            Some(EINVAL)
+        );
         assert_eq!(batch.len(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn packets_to_many_are_counted() -> Result {
+        let pages = map(3, READ | WRITE)?;
+        let layout = Layout::new(12, false)?;
+        let list = segments(pages, &[(0, 100)])?;
+        let (mut batch, groups) = (XdpBatch::new()?, Groups::default());
+        for destination in [
+            [2, 0, 0, 0, 0, 1],
+            [1, 0, 0x5e, 0, 0, 1],
+            [0xff; 6],
+            [0xff; 6],
+        ] {
+            CurrentMm.write(pages.offset(12), &destination)?;
+            batch.push(layout, &list, 0, &groups)?;
+        }
+        assert_eq!(groups.multicast.get(), 1);
+        assert_eq!(groups.broadcast.get(), 2);
         Ok(())
     }
 
@@ -693,12 +729,15 @@ mod xdp {
         let pages = map(3, READ | WRITE)?;
         let layout = Layout::new(12, false)?;
         let list = segments(pages, &[(0, 1514)])?;
-        let mut batch = XdpBatch::new()?;
+        let (mut batch, groups) = (XdpBatch::new()?, Groups::default());
         for _ in 0..3 {
             for _ in 0..BATCH {
-                batch.push(MEM, layout, &list, 0)?;
+                batch.push(MEM, layout, &list, 0, &groups)?;
             }
-            assert_eq!(batch.push(MEM, layout, &list, 0).err(), Some(ENOSPC));
+            assert_eq!(
+                batch.push(MEM, layout, &list, 0, &groups).err(),
+                Some(ENOSPC)
+            );
             assert_eq!(batch.len(), BATCH);
             batch.clear();
         }
@@ -709,13 +748,13 @@ mod xdp {
     fn a_batch_ends_with_its_pages() -> Result {
         let pages = map(3, READ | WRITE)?;
         let layout = Layout::new(12, false)?;
-        let mut batch = XdpBatch::new()?;
+        let (mut batch, groups) = (XdpBatch::new()?, Groups::default());
         for len in [26, 200, 1000, 1514, 2000] {
             let list = segments(pages, &[(0, len)])?;
             let mut seen = [0; 2];
             for _ in 0..10 {
                 while !batch.is_full() {
-                    let start = batch.push(MEM, layout, &list, 0)?.as_ptr() as usize;
+                    let start = batch.push(MEM, layout, &list, 0, &groups)?.as_ptr() as usize;
                     // The page that it was cut from is aligned to its size.
                     let page = start & !(local::FRAG_CACHE_SIZE as usize - 1);
                     let slot = seen.iter_mut().find(|seen| **seen == page || **seen == 0);

@@ -7,6 +7,7 @@
 
 use super::{
     bindings as local,
+    counter::Groups,
     uaccess::CurrentMm, //
 };
 use crate::{
@@ -249,7 +250,7 @@ impl XdpBatch {
     /// Adds a packet: what `segments` have behind their first `skip` bytes, its header first. That
     /// goes in front of the packet, with zeroes behind it up to [`HEADER_MAX`].
     ///
-    /// Returns the header, to be checked.
+    /// Returns the header, to be checked. A packet to many is counted in `groups`.
     ///
     /// Fails with [`ENOSPC`] if the packet is too long for a buffer, or the batch is full; with
     /// [`EINVAL`] if it is shorter than its header and that of an Ethernet; with [`EFAULT`] if `segments` can't be read;
@@ -261,6 +262,7 @@ impl XdpBatch {
         layout: Layout,
         segments: &Segments,
         skip: usize,
+        groups: &Groups,
     ) -> Result<&mut [u8]> {
         let (header, pad) = (layout.header, layout.pad);
         let len = segments.total().saturating_sub(skip);
@@ -268,7 +270,7 @@ impl XdpBatch {
             return Err(EINVAL);
         }
         // No less than `header`.
-        let data_len = len.wrapping_sub(header);
+        let data_len = len.wrapping_sub(header) as c_int;
         let size = layout.size(len)?;
         let slot = self.buffs.get_mut(self.len).ok_or(ENOSPC)?;
         if !self.cache.has(size) {
@@ -290,7 +292,8 @@ impl XdpBatch {
         }
         let from = room.as_ptr().cast::<u8>();
         // SAFETY: There are `HEADER_MAX` bytes at the start of the fragment, with the pad of the
-        // network stack between these and the header in front of the packet, which was just read.
+        // network stack between these and the header in front of the packet, which was just read
+        // and has an Ethernet header at least.
         // The buffer's slot is valid for writes; `pad` and `data_len` are within the fragment.
         unsafe {
             start.write_bytes(0, HEADER_MAX);
@@ -300,8 +303,8 @@ impl XdpBatch {
                 12 => start.copy_from_nonoverlapping(from, 12),
                 _ => start.copy_from_nonoverlapping(from, header),
             }
-            let (pad, data_len) = (pad as c_int, data_len as c_int);
-            local::xdp_fill_buff(slot.as_mut_ptr(), start, size, pad, data_len);
+            count_group(from.add(header), groups);
+            local::xdp_fill_buff(slot.as_mut_ptr(), start, size, pad as c_int, data_len);
         }
         // INVARIANT: There was a slot, which is filled in now; the fragment is the batch's.
         core::mem::forget(frag);
@@ -350,6 +353,21 @@ impl XdpBatch {
 impl Drop for XdpBatch {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+/// Counts a packet in `groups` if it is one to many.
+///
+/// # Safety
+///
+/// `packet` points to its Ethernet header.
+#[inline(always)]
+unsafe fn count_group(packet: *const u8, groups: &Groups) {
+    // SAFETY: By the safety requirement. The destination comes first.
+    unsafe {
+        if packet.read() & 1 != 0 {
+            groups.add(packet.cast::<[u8; 6]>().read());
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 
 use super::{
     guard,
+    kicks::Kicks,
     misses::Misses,
     queue::{
         self,
@@ -105,8 +106,14 @@ pub struct Cause {
     pub worker: WorkerId,
     /// Its driver kicked it.
     pub kicked: bool,
+    /// Its backend is ready, or it goes on for another reason.
+    pub ready: bool,
     /// Another queue waits until it has run.
     pub waited_for: bool,
+    /// The worker has slept until there was something to do.
+    pub woken: bool,
+    /// Nanoseconds since the kick; 0 if that is not known.
+    pub since: u64,
 }
 
 /// A vhost device.
@@ -133,7 +140,7 @@ pub struct Device<D: Driver> {
 impl<D: Driver> Device<D> {
     /// Makes a device without an owner. Fails with [`ENOMEM`].
     pub fn new() -> Result<Arc<Self>> {
-        let shown = [Shown::new()?, Shown::new()?];
+        let shown = [Shown::new(0)?, Shown::new(1)?];
         let [first, second] = shown.clone();
         Arc::pin_init(
             try_pin_init!(Self {
@@ -232,7 +239,12 @@ impl<D: Driver> Device<D> {
             // Whatever else the reason is, this is what it is called.
             _ => ENOMEM,
         })?;
-        this.each_queue(|queue| queue.worker = Some(worker.clone()));
+        let identity = worker.identity();
+        this.each_queue(|queue| {
+            queue.worker = Some(worker.clone());
+            queue.identity = Some(identity.clone());
+            queue.stats.set_owner(identity.owner());
+        });
         state.owner = Some(Owner { mm, worker });
         Ok(())
     }
@@ -359,6 +371,7 @@ impl<D: Driver> Device<D> {
     /// `again` says that the owner is to be told once more of an address that it knows of already.
     pub fn halt(&self, queue: &mut Queue<D>, fault: Fault, again: bool) -> bool {
         if fault.error == ENOMEM {
+            queue.stats.stopped(&fault);
             return true;
         }
         queue.halted = true;
@@ -376,6 +389,7 @@ impl<D: Driver> Device<D> {
         let Some(miss) = fault.miss.filter(|_| queue.iotlb.is_some()) else {
             return false;
         };
+        queue.stats.missed(&miss);
         let mut misses = self.misses.lock();
         if misses.add(queue.index, miss, queue.message_kind, again) {
             self.readers.notify_all();
@@ -399,15 +413,19 @@ impl<D: Driver> Device<D> {
 }
 
 impl<D: Driver> Run for Device<D> {
-    fn run(&self, worker: WorkerId, bits: WorkBits, mm: CurrentMm<'_>) -> Rest {
+    fn run(&self, worker: WorkerId, bits: WorkBits, kicks: &Kicks, mm: CurrentMm<'_>) -> Rest {
         let mut rest = Rest::default();
         for index in 0..QUEUES {
             let kicked = bits.has(WorkBits::kick(index));
-            if kicked || bits.has(WorkBits::ready(index)) {
+            let ready = bits.has(WorkBits::ready(index));
+            if kicked || ready {
                 let cause = Cause {
                     worker,
                     kicked,
+                    ready,
                     waited_for: bits.has_after(index),
+                    woken: bits.woken(),
+                    since: if kicked { kicks.since(index) } else { 0 },
                 };
                 let msecs = D::run(self, mm, index, cause);
                 if msecs > 0 {

@@ -15,7 +15,7 @@ use core::ops::{
 };
 use kernel::sync::lock::mutex::MutexGuard;
 
-/// The lock of a queue. When it is let go of, others see what the queue did.
+/// The lock of a queue. When it is let go of, others see what the queue is now.
 pub struct QueueGuard<'a, S: QueueState, W: Wake>(MutexGuard<'a, Queue<S, W>>);
 
 impl<'a, S: QueueState, W: Wake> QueueGuard<'a, S, W> {

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 use super::{
+    identity::Identity,
     shown::{
         Facts,
         Shown, //
@@ -92,19 +93,21 @@ pub struct Queue<S: QueueState, W: Wake> {
     pub features: Features,
     /// What the device keeps.
     pub state: S,
-    /// What the queue did.
-    pub stats: Stats,
+    /// What the queue did. Others read it at any time.
+    pub stats: Arc<Stats>,
     /// Why the queue stopped last.
     last_fault: Option<Fault>,
     /// The queue moves nothing until it is kicked, is told of an address, or is set up anew.
     pub(super) halted: bool,
     /// What others see.
     shown: Arc<Shown>,
-    /// More of that than the statistics has changed.
+    /// It has changed.
     pub(super) facts_changed: bool,
     pub(super) index: usize,
     /// Who runs it, once there is an owner.
     pub(super) worker: Option<Arc<W>>,
+    /// What that is called.
+    pub(super) identity: Option<Arc<Identity>>,
     pub(super) kick: Option<EventFdFile>,
     pub(super) kick_poll: QueuePoll<W>,
     pub(super) call: Option<EventFdCtx>,
@@ -129,13 +132,14 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
             iotlb: None,
             features: Features::default(),
             state,
-            stats: Stats::default(),
+            stats: shown.stats.clone(),
             last_fault: None,
             halted: false,
             shown,
             facts_changed: true,
             index,
             worker: None,
+            identity: None,
             kick: None,
             kick_poll: kick_poll(index)?,
             call: None,
@@ -160,6 +164,9 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         self.iotlb = None;
         self.features = Features::default();
         self.worker = None;
+        self.identity = None;
+        self.stats.set_owner(0);
+        self.stats.in_flight.set(0);
         self.kick = None;
         self.call = None;
         self.err = None;
@@ -214,7 +221,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
 
     /// The queue can't go on: tells the owner, and whoever looks at `fdinfo`.
     pub fn fault(&mut self, fault: Fault) {
-        self.stats.errors += 1;
+        self.stats.stopped(&fault);
         self.last_fault = Some(fault);
         self.facts_changed = true;
         if let Some(err) = &self.err {
@@ -277,11 +284,10 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         };
         // When in doubt, call: a driver that is called for nothing only looks.
         let wanted = self.ring.wants_call(mm);
-        if let Ok(false) = wanted {
-            self.stats.calls_suppressed += 1;
-        } else {
+        let signalled = !matches!(wanted, Ok(false));
+        self.stats.called(self.ring.used_idx(), signalled);
+        if signalled {
             call.signal();
-            self.stats.calls += 1;
         }
         wanted.map(|_| ())
     }
@@ -291,7 +297,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
             self.signal_log();
         }
         if self.ring.log_failed() {
-            self.stats.errors += 1;
+            self.stats.unlogged.add(1);
         }
     }
 
@@ -306,10 +312,9 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         self.halted = false;
     }
 
-    /// Lets others see what the queue did, and if that has changed, what it is.
+    /// Lets others see what the queue is, if that has changed.
     #[inline]
     pub(super) fn show(&mut self) {
-        self.shown.set_stats(&self.stats);
         if core::mem::take(&mut self.facts_changed) {
             self.show_facts();
         }
@@ -322,6 +327,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
             num: self.ring.num(),
             backend: self.state.backend(),
             fault: self.last_fault.map(|fault| fault.why),
+            worker: self.identity.clone(),
         });
     }
 }

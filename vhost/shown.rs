@@ -2,12 +2,19 @@
 
 //! What others may see of a queue, without its lock.
 //!
-//! Who has the queue locked puts a copy here when it lets go of it; who looks takes it from here,
-//! and is never in the way of a packet. Numbers that belong together may be of different moments.
+//! What the queue did they read where it is counted. Of what it is, who has it locked puts a copy
+//! here when it lets go of it. Who looks is never in the way of a packet.
 
 #![forbid(unsafe_code)]
 
-use super::stats::Stats;
+use super::{
+    identity::Identity,
+    stats::{
+        Loss,
+        Stats,
+        Stop, //
+    }, //
+};
 use crate::features::Features;
 use kernel::{
     new_spinlock,
@@ -15,17 +22,13 @@ use kernel::{
     seq_file::SeqFile,
     seq_print,
     sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
         Arc,
         SpinLock, //
     }, //
 };
 
 /// What changes seldom: at the owner's word, or at a fault.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub struct Facts {
     /// What the driver accepted.
     pub features: Features,
@@ -35,74 +38,95 @@ pub struct Facts {
     pub backend: Option<&'static str>,
     /// Why the queue stopped last.
     pub fault: Option<&'static str>,
+    /// Who runs it.
+    pub worker: Option<Arc<Identity>>,
 }
 
-/// The copy.
+/// What others see.
 #[pin_data]
 pub struct Shown {
-    packets: Atomic<u64>,
-    bytes: Atomic<u64>,
-    kicks: Atomic<u64>,
-    calls: Atomic<u64>,
-    calls_suppressed: Atomic<u64>,
-    errors: Atomic<u64>,
+    /// What the queue did.
+    pub stats: Arc<Stats>,
     /// Held to copy them, and no longer.
     #[pin]
     facts: SpinLock<Facts>,
 }
 
 impl Shown {
-    /// Nothing was done yet. Fails with [`ENOMEM`].
-    pub fn new() -> Result<Arc<Self>> {
+    /// Of queue `index`, which did nothing yet. Fails with [`ENOMEM`].
+    pub fn new(index: usize) -> Result<Arc<Self>> {
+        let stats = Stats::new(index)?;
         Arc::pin_init(
             pin_init!(Self {
-                packets: Atomic::new(0),
-                bytes: Atomic::new(0),
-                kicks: Atomic::new(0),
-                calls: Atomic::new(0),
-                calls_suppressed: Atomic::new(0),
-                errors: Atomic::new(0),
+                stats,
                 facts <- new_spinlock!(Facts::default(), "vhost_facts"),
             }),
             GFP_KERNEL,
         )
     }
 
-    /// Shows these statistics from now on.
-    #[inline(always)]
-    pub fn set_stats(&self, stats: &Stats) {
-        self.packets.store(stats.packets, Relaxed);
-        self.bytes.store(stats.bytes, Relaxed);
-        self.kicks.store(stats.kicks, Relaxed);
-        self.calls.store(stats.calls, Relaxed);
-        self.calls_suppressed.store(stats.calls_suppressed, Relaxed);
-        self.errors.store(stats.errors, Relaxed);
-    }
-
     /// Shows these facts from now on.
     pub fn set_facts(&self, facts: Facts) {
-        *self.facts.lock() = facts;
+        let old = core::mem::replace(&mut *self.facts.lock(), facts);
+        // Without the lock.
+        drop(old);
     }
 
     /// The facts.
     pub fn facts(&self) -> Facts {
-        *self.facts.lock()
+        self.facts.lock().clone()
     }
 
-    /// Prints the queue under this name, a key and a value a line.
+    /// Prints the queue under this name, a key and a value a line. docs/observing.md says what
+    /// each means: a key stays what it is, and new ones come at the end.
     pub fn print(&self, name: &CStr, m: &SeqFile) {
-        let facts = self.facts();
+        let (facts, stats) = (self.facts(), &*self.stats);
         let backend = facts.backend.unwrap_or("none");
+        let fault = facts.fault.unwrap_or("none");
         seq_print!(m, "{name}-size:\t{}\n", facts.num);
         seq_print!(m, "{name}-backend:\t{backend}\n");
-        seq_print!(m, "{name}-packets:\t{}\n", self.packets.load(Relaxed));
-        seq_print!(m, "{name}-bytes:\t{}\n", self.bytes.load(Relaxed));
-        seq_print!(m, "{name}-kicks:\t{}\n", self.kicks.load(Relaxed));
-        seq_print!(m, "{name}-calls:\t{}\n", self.calls.load(Relaxed));
-        let suppressed = self.calls_suppressed.load(Relaxed);
-        seq_print!(m, "{name}-calls-suppressed:\t{suppressed}\n");
-        seq_print!(m, "{name}-errors:\t{}\n", self.errors.load(Relaxed));
-        let fault = facts.fault.unwrap_or("none");
+        for (key, value) in [
+            ("packets", stats.packets.get()),
+            ("bytes", stats.bytes.get()),
+            ("kicks", stats.kicks.get()),
+            ("calls", stats.calls.get()),
+            ("calls-suppressed", stats.calls_suppressed.get()),
+            ("errors", stats.errors()),
+        ] {
+            seq_print!(m, "{name}-{key}:\t{value}\n");
+        }
         seq_print!(m, "{name}-last-fault:\t{fault}\n");
+        let worker = facts.worker.map_or(0, |worker| worker.worker_seen());
+        seq_print!(m, "{name}-worker:\t{worker}\n");
+        for (key, value) in [
+            ("wakeups", stats.wakeups.get()),
+            ("turns", stats.turns.get()),
+            ("multicast", stats.groups.multicast.get()),
+            ("broadcast", stats.groups.broadcast.get()),
+            ("iotlb-misses", stats.misses.get()),
+            ("polls", stats.polls.get()),
+            ("poll-hits", stats.poll_hits.get()),
+            ("zerocopy-sent", stats.zerocopy_sent.get()),
+            ("zerocopy-copied", stats.zerocopy_copied.get()),
+            ("zerocopy-refused", stats.zerocopy_refused.get()),
+            ("zerocopy-in-flight", stats.in_flight.get()),
+            ("unlogged", stats.unlogged.get()),
+        ] {
+            seq_print!(m, "{name}-{key}:\t{value}\n");
+        }
+        for loss in Loss::ALL {
+            seq_print!(m, "{name}-drops-{}:\t{}\n", loss.name(), stats.drops(loss));
+        }
+        for stop in Stop::ALL {
+            seq_print!(m, "{name}-stops-{}:\t{}\n", stop.name(), stats.stops(stop));
+        }
+        for class in stats.classes() {
+            seq_print!(
+                m,
+                "{name}-packets-from-{}:\t{}\n",
+                class.bytes,
+                class.packets
+            );
+        }
     }
 }

@@ -25,7 +25,7 @@ pub const QUEUES: usize = 2;
 #[derive(Clone, Copy)]
 pub struct WorkBits(u32);
 
-static_assert!(2 * QUEUES <= 32);
+static_assert!(2 * QUEUES <= 30);
 
 impl WorkBits {
     /// The driver kicked queue `index`.
@@ -36,6 +36,21 @@ impl WorkBits {
     /// The backend of queue `index` is ready, or the queue goes on for another reason.
     pub const fn ready(index: usize) -> u32 {
         1 << (index + QUEUES)
+    }
+
+    /// The worker's first work: to say who it is.
+    pub const BEGIN: u32 = 1 << 30;
+
+    const WOKEN: u32 = 1 << 31;
+
+    /// The same work, for which the worker has slept or not.
+    pub fn after(self, sleep: bool) -> Self {
+        Self(self.0 | if sleep { Self::WOKEN } else { 0 })
+    }
+
+    /// Whether the worker has slept until there was this work.
+    pub fn woken(self) -> bool {
+        self.has(Self::WOKEN)
     }
 
     /// Whether a bit is set.
@@ -69,6 +84,11 @@ impl WorkSet {
                 Err(now) => old = now,
             }
         }
+    }
+
+    /// Whether a bit is set and not taken.
+    pub fn has(&self, bit: u32) -> bool {
+        self.0.load(Relaxed) & bit != 0
     }
 
     /// Takes all that there is to do.

@@ -6,11 +6,17 @@
 
 #![forbid(unsafe_code)]
 
-use super::work::{
-    WorkBits,
-    WorkSet, //
+use super::{
+    identity::Identity,
+    kicks::Kicks,
+    work::{
+        WorkBits,
+        WorkSet, //
+    }, //
 };
 use crate::sys::{
+    counter::Counter,
+    kcov::Handle,
     kthread::Kthread,
     poll::Wake,
     sched::sleep_unless,
@@ -29,9 +35,10 @@ use kernel::{
 
 /// What a worker runs.
 pub trait Run: Send + Sync + 'static {
-    /// Does what `bits` say, and says what there is to do only after a rest. Called by the thread of
-    /// `worker`, in its owner's address space, of which `mm` is the user memory.
-    fn run(&self, worker: WorkerId, bits: WorkBits, mm: CurrentMm<'_>) -> Rest;
+    /// Does what `bits` say, and says what there is to do only after a rest. `kicks` are those that
+    /// `bits` are about. Called by the thread of `worker`, in its owner's address space, of which `mm`
+    /// is the user memory.
+    fn run(&self, worker: WorkerId, bits: WorkBits, kicks: &Kicks, mm: CurrentMm<'_>) -> Rest;
 }
 
 /// Which worker it is: two that exist at a time are not the same, and a worker exists as long as its
@@ -57,6 +64,12 @@ impl Rest {
 /// What the thread of a [`Worker`] has.
 struct Runner<R: Run> {
     set: WorkSet,
+    /// 1 if the thread found nothing to do since it last did something. Its own.
+    idle: Counter,
+    kicks: Kicks,
+    identity: Arc<Identity>,
+    /// Of the task that made the worker.
+    kcov: Handle,
     target: Arc<R>,
 }
 
@@ -71,11 +84,22 @@ impl<R: Run> Work for Runner<R> {
     type Batch = WorkBits;
 
     fn take(&self) -> Option<WorkBits> {
-        self.set.take()
+        let Some(bits) = self.set.take() else {
+            self.idle.set(1);
+            return None;
+        };
+        let slept = self.idle.get() != 0;
+        self.idle.set(0);
+        Some(bits.after(slept))
     }
 
     fn run(&self, bits: WorkBits, mm: CurrentMm<'_>) {
-        let rest = self.target.run(self.id(), bits, mm);
+        if bits.has(WorkBits::BEGIN) {
+            self.identity.begin();
+        }
+        let rest = self
+            .kcov
+            .cover(|| self.target.run(self.id(), bits, &self.kicks, mm));
         if rest.bits != 0 {
             // Not for longer than there is nothing else to do: that is rest enough.
             sleep_unless(rest.msecs, || self.set.has_work());
@@ -114,7 +138,17 @@ impl<R: Run> Worker<R> {
     /// Fails with [`ENOMEM`], and as the kernel does when it makes a thread.
     pub fn new(target: Arc<R>, mm: &MmWithUser, fork: bool) -> Result<Arc<Self>> {
         let set = WorkSet::new();
-        let runner = Arc::new(Runner { set, target }, GFP_KERNEL)?;
+        set.add(WorkBits::BEGIN);
+        let identity = Identity::new(current!().tgid())?;
+        let runner = Runner {
+            set,
+            idle: Counter::new(),
+            kicks: Kicks::new(identity.clone()),
+            identity,
+            kcov: Handle::of_current(),
+            target,
+        };
+        let runner = Arc::new(runner, GFP_KERNEL)?;
         let name = CString::try_from_fmt(fmt!("vhost-{}", current!().pid()))?;
         let thread = if fork {
             Thread::Owner(VhostTask::spawn(runner.clone(), &name)?)
@@ -129,6 +163,11 @@ impl<R: Run> Worker<R> {
         self.runner.id()
     }
 
+    /// What the thread and its owner are called.
+    pub fn identity(&self) -> Arc<Identity> {
+        self.runner.identity.clone()
+    }
+
     /// Whether there is something to do that was not begun.
     pub fn has_work(&self) -> bool {
         self.runner.set.has_work()
@@ -137,6 +176,7 @@ impl<R: Run> Worker<R> {
 
 impl<R: Run> Wake for Worker<R> {
     fn wake(&self, bit: u32) {
+        self.runner.kicks.passed(bit, &self.runner.set);
         if self.runner.set.add(bit) {
             self.thread.wake();
         }

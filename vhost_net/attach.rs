@@ -114,7 +114,7 @@ fn settle(device: &Device, mm: CurrentMm<'_>, index: usize, mut zerocopy: ZeroCo
         return;
     };
     let queue = &mut *guard;
-    zerocopy.complete(&mut queue.ring);
+    zerocopy.complete(&mut queue.ring, &queue.stats);
     let iotlb = queue.iotlb.clone();
     let iotlb = iotlb.as_ref().map(|iotlb| iotlb.lock());
     let found = iotlb.as_ref().map_or(Ok(()), |i| queue.ring.find(i));

@@ -66,11 +66,15 @@ impl BusyPoll<'_> {
         }
         // Interruptions don't make it longer.
         let begin = *queue.state.polling_since.get_or_insert_with(Instant::now);
+        queue.stats.polls.add(1);
         let polled = match begin.elapsed() < timeout {
             true if self.waited_for => Polled::Interrupted,
             true => self.until(queue, begin, timeout),
             false => Polled::TimedOut,
         };
+        if matches!(polled, Polled::Found) {
+            queue.stats.poll_hits.add(1);
+        }
         if !matches!(polled, Polled::Interrupted) {
             queue.state.polling_since = None;
         }

@@ -33,6 +33,10 @@ use crate::{
         receiver::Receiver,
         uaccess::CurrentMm, //
     },
+    vhost::{
+        Loss,
+        Stats, //
+    },
     vring::{
         Fault,
         Take, //
@@ -54,7 +58,7 @@ pub fn receive(
     // With an IOTLB, what knows where the log has them.
     let mem = queue.mem.as_deref().filter(|_| queue.iotlb.is_some());
     let (most, counted) = chains_a_packet(queue.features);
-    let (ring, stats, state) = (&mut queue.ring, &mut queue.stats, &mut queue.state);
+    let (ring, stats, state) = (&mut queue.ring, &*queue.stats, &mut queue.state);
     let (skip, endian) = (state.own_header, ring.endian());
     let Some(receiver) = state.backend.as_mut().and_then(|b| b.receiver.as_mut()) else {
         return Ok(Pause::NotReady);
@@ -80,27 +84,26 @@ pub fn receive(
             Err(EMSGSIZE)
         } else {
             let count = counted.then(|| endian.u16(take.chains()));
-            fill(mm, receiver, &state.segments, skip, sock_len, count)
+            fill(mm, receiver, &state.segments, skip, sock_len, count, stats)
         };
-        if !matches!(filled, Ok(()) | Err(EFAULT)) {
+        if let Some(err) = filled.err().filter(|&err| err != EFAULT) {
             // It will never fit, or the backend has it no more. The buffers are put back.
-            stats.errors += 1;
+            stats.lost(Loss::of(err), packet);
             continue;
         }
         if let Some(log) = log {
             match mark(mm, log, mem, &state.segments, &state.dirty, len) {
                 Ok(()) => state.logged = true,
-                Err(_) => stats.errors += 1,
+                Err(_) => stats.unlogged.add(1),
             }
         }
         if filled.is_err() {
-            stats.errors += 1;
+            stats.lost(Loss::Buffers, packet);
             take.complete_empty();
             continue;
         }
         take.complete();
-        stats.packets += 1;
-        stats.bytes += packet as u64;
+        stats.moved(packet);
     }
     Ok(Pause::Enough)
 }
@@ -142,7 +145,7 @@ fn take_room(
 
 /// Has the packet that comes next written to `segments`: `len` bytes behind their first `skip`, and
 /// there, or in the backend's header, what the device knows: `count`, the number of buffers in the
-/// ring's byte order.
+/// ring's byte order. A packet to many is counted in `stats`.
 ///
 /// Fails with [`EFAULT`] if the buffers can't be written; with [`EAGAIN`] if there is no packet of
 /// this length any more, or as [`Receiver::receive`]. In any case the packet is gone.
@@ -154,8 +157,9 @@ fn fill(
     skip: usize,
     len: usize,
     count: Option<u16>,
+    stats: &Stats,
 ) -> Result {
-    if receiver.receive(mm, segments, skip, len)? != len {
+    if receiver.receive(mm, segments, skip, len, &stats.groups)? != len {
         return Err(EAGAIN);
     }
     if skip > 0 {

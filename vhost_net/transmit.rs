@@ -29,7 +29,10 @@ use crate::{
         uaccess::CurrentMm,
         xdp::Layout, //
     },
-    vhost::Stats,
+    vhost::{
+        Loss,
+        Stats, //
+    },
     vring::{
         Chain,
         Fault,
@@ -85,29 +88,29 @@ pub fn transmit(
 }
 
 /// Sends the batch of `queue` to `sock`, and counts what is sent or lost.
-pub fn send_batch(queue: &mut NetQueue, stats: &mut Stats, sock: &Socket) {
+pub fn send_batch(queue: &mut NetQueue, stats: &Stats, sock: &Socket) {
     let NetQueue {
         batch, batch_bytes, ..
     } = queue;
     let (count, bytes) = (batch.len() as u64, core::mem::take(batch_bytes));
     match sock.send_batch(batch) {
         Ok(()) => {
-            stats.packets += count;
-            stats.bytes += bytes;
+            stats.packets.add(count);
+            stats.bytes.add(bytes);
         }
         // As on a wire that is cut: the packets are lost, the guest has its buffers back.
-        Err(_) => stats.errors += count,
+        Err(_) => stats.lost_many(Loss::Backend, count, bytes as usize),
     }
 }
 
 /// Looks at a chain to transmit.
 ///
 /// Returns the length in bytes of its packet, what `segments` have but for the first `skip`: 0 if
-/// it has no more than these. Fails with [`EFAULT`] if the chain is one to receive.
+/// it has no more than these. Fails with [`EINVAL`] if the chain is one to receive.
 #[inline(always)]
 fn packet_len(chain: &Chain, segments: &Segments, skip: usize) -> Result<usize, Fault> {
     if chain.writable > 0 {
-        return Err(Fault::new(EFAULT, "a buffer to transmit is writable"));
+        return Err(Fault::new(EINVAL, "a buffer to transmit is writable"));
     }
     Ok(segments.total().saturating_sub(skip))
 }
@@ -137,7 +140,7 @@ fn transmit_batch(
     layout: Layout,
     budget: &mut Budget,
 ) -> Result<Pause, Fault> {
-    let (ring, stats, state) = (&mut queue.ring, &mut queue.stats, &mut queue.state);
+    let (ring, stats, state) = (&mut queue.ring, &*queue.stats, &mut queue.state);
     let (skip, endian) = (state.own_header, ring.endian());
 
     while ring.unpublished() < BATCH && !budget.is_spent() {
@@ -147,34 +150,35 @@ fn transmit_batch(
             return Ok(Pause::NoBuffer);
         };
         let len = packet_len(&chain, &state.segments, skip)?;
-        let bytes = len.saturating_sub(layout.header()) as u64;
-        let sent = match state.batch.push(mm, layout, &state.segments, skip) {
+        let bytes = len.saturating_sub(layout.header());
+        let pushed = (state.batch).push(mm, layout, &state.segments, skip, &stats.groups);
+        let sent = match pushed {
             Ok(header) => match header::complete(header, len, endian) {
                 true => {
-                    state.batch_bytes += bytes;
+                    state.batch_bytes = state.batch_bytes.wrapping_add(bytes as u64);
+                    stats.took(bytes);
                     Ok(())
                 }
                 false => {
                     state.batch.pop();
-                    Err(EINVAL)
+                    Err((EINVAL, Loss::Header))
                 }
             },
             // Too long for a batch: by itself, behind those that came before.
             Err(ENOSPC) => {
                 send_batch(state, stats, sock);
                 let sent = sock.send(mm, &state.segments, skip, false);
-                sent.map(|_| {
-                    stats.packets += 1;
-                    stats.bytes += bytes;
-                })
+                sent.map(|_| stats.moved(bytes))
+                    .map_err(|err| (err, Loss::of(err)))
             }
-            Err(err) => Err(err),
+            Err(EINVAL) => Err((EINVAL, Loss::Short)),
+            Err(err) => Err((err, Loss::of(err))),
         };
-        if let Err(err) = sent {
+        if let Err((err, loss)) = sent {
             if let Some(pause) = pause_after(err, len, &mut state.retries, budget) {
                 return Ok(pause);
             }
-            stats.errors += 1;
+            stats.lost(loss, len);
         }
         budget.spend(len, chain.descriptors);
         take.complete();
@@ -203,7 +207,7 @@ fn transmit_singly(
         retries,
         ..
     } = &mut queue.state;
-    let (ring, stats) = (&mut queue.ring, &mut queue.stats);
+    let (ring, stats) = (&mut queue.ring, &*queue.stats);
     let skip = *own_header;
     let mut zerocopy = backend
         .as_mut()
@@ -219,7 +223,7 @@ fn transmit_singly(
         let len = packet_len(&chain, segments, skip)?;
         let body = skip.saturating_add(*backend_header);
         let wanted = zerocopy.as_mut().filter(|zerocopy| {
-            zerocopy.wants(len, segments, body, take.num()) && sock.completes_ubufs()
+            zerocopy.wants(len, segments, body, take.num(), stats) && sock.completes_ubufs()
         });
         let sent = match wanted {
             _ if len == 0 => Err((EINVAL, take)),
@@ -233,15 +237,15 @@ fn transmit_singly(
             if let Some(pause) = pause_after(err, len, retries, budget) {
                 return Ok(pause);
             }
-            stats.errors += 1;
+            let loss = if len == 0 { Loss::Short } else { Loss::of(err) };
+            stats.lost(loss, len);
             take.complete();
         } else {
-            stats.packets += 1;
-            stats.bytes += len.saturating_sub(*backend_header) as u64;
+            stats.moved(len.saturating_sub(*backend_header));
         }
         if let Some(zerocopy) = &mut zerocopy {
             zerocopy.count();
-            zerocopy.complete(ring);
+            zerocopy.complete(ring, stats);
         }
         budget.spend(len, chain.descriptors);
     }

@@ -26,6 +26,7 @@ use super::{
     },
     queue::run_when_ready,
     receive::receive,
+    stretch::Stretch,
     transmit::{
         send_batch,
         transmit,
@@ -76,9 +77,10 @@ pub fn turn(device: &Device, mm: CurrentMm<'_>, queue: &mut Queue, cause: Cause)
         iotlb: iotlb.as_deref(),
         waited_for: cause.waited_for,
     };
-    let moved = move_packets(queue, maps, &sock, &busy_poll);
+    let mut stretch = Stretch::begin(&queue.stats);
+    let moved = move_packets(queue, maps, &sock, &busy_poll, &mut stretch);
     // Also after a fault: what was moved before it is done.
-    let finished = finish(queue, mm, &sock);
+    let finished = finish(queue, mm, &sock, Some(&mut stretch));
     match (moved, finished) {
         (Ok(Next::Wait), Ok(())) => 0,
         (Ok(Next::Again), Ok(())) => {
@@ -119,6 +121,7 @@ fn move_packets(
     maps: &Maps,
     sock: &Socket,
     busy_poll: &BusyPoll<'_>,
+    stretch: &mut Stretch,
 ) -> Result<Next, Fault> {
     let mm = busy_poll.mm;
     queue.state.poll.as_mut().stop();
@@ -128,7 +131,7 @@ fn move_packets(
     let mut budget = Budget::default();
     while !budget.is_spent() {
         if queue.ring.unpublished() >= BATCH {
-            finish(queue, mm, sock)?;
+            finish(queue, mm, sock, None)?;
         }
         let pause = match queue.index() {
             RX => receive(queue, mm, maps, &mut budget)?,
@@ -137,7 +140,7 @@ fn move_packets(
         if matches!(pause, Pause::Enough) {
             continue;
         }
-        finish(queue, mm, sock)?;
+        finish(queue, mm, sock, Some(stretch))?;
         if matches!(pause, Pause::NoMemory) {
             return Ok(Next::Rest(1 << queue.state.retries));
         }
@@ -179,16 +182,25 @@ fn wake_by(
     Ok(false)
 }
 
-/// Sends what waits to be sent, and gives the buffers that are done with to the guest.
+/// Sends what waits to be sent, and gives the buffers that are done with to the guest. `stretch` is
+/// what ends here, if the queue pauses.
 ///
 /// Fails as [`Queue::publish`].
-fn finish(queue: &mut Queue, mm: CurrentMm<'_>, sock: &Socket) -> Result<(), Fault> {
-    send_batch(&mut queue.state, &mut queue.stats, sock);
+fn finish(
+    queue: &mut Queue,
+    mm: CurrentMm<'_>,
+    sock: &Socket,
+    stretch: Option<&mut Stretch>,
+) -> Result<(), Fault> {
+    send_batch(&mut queue.state, &queue.stats, sock);
     if core::mem::take(&mut queue.state.logged) {
         queue.signal_log();
     }
     if let Some(zerocopy) = queue.state.zerocopy() {
-        zerocopy.complete(&mut queue.ring);
+        zerocopy.complete(&mut queue.ring, &queue.stats);
+    }
+    if let Some(stretch) = stretch {
+        stretch.end(queue);
     }
     queue.publish(mm)
 }

@@ -22,7 +22,10 @@ use crate::{
             MAX_PACKETS, //
         },
     },
-    vhost::WorkBits,
+    vhost::{
+        Stats,
+        WorkBits, //
+    },
     vring::{
         Deferred,
         Take,
@@ -73,13 +76,27 @@ impl<W: Wake> ZeroCopy<W> {
     }
 
     /// Whether a packet of `len` bytes, with the backend's header, is to go without a copy. It is
-    /// `segments` without their first `skip` bytes, and the ring has `num` descriptors.
-    pub fn wants(&self, len: usize, segments: &Segments, skip: usize, num: u16) -> bool {
-        len >= MIN_LEN
-            && ubuf::fits(segments.as_slice(), skip)
+    /// `segments` without their first `skip` bytes, and the ring has `num` descriptors. One that is
+    /// long enough and can't go is counted.
+    pub fn wants(
+        &self,
+        len: usize,
+        segments: &Segments,
+        skip: usize,
+        num: u16,
+        stats: &Stats,
+    ) -> bool {
+        if len < MIN_LEN {
+            return false;
+        }
+        let may_go = ubuf::fits(segments.as_slice(), skip)
             && self.has_room(num)
             && !self.held
-            && self.packets / PACKETS_A_FAILURE >= self.failures
+            && self.packets / PACKETS_A_FAILURE >= self.failures;
+        if !may_go {
+            stats.zerocopy_refused.add(1);
+        }
+        may_go
     }
 
     /// Whether there may be more packets that are not done: they must not keep all of the `num`
@@ -121,16 +138,25 @@ impl<W: Wake> ZeroCopy<W> {
         }
     }
 
-    /// Completes the chains of the packets that are done, up to the first one that is not.
-    pub fn complete(&mut self, ring: &mut Vring) {
+    /// Completes the chains of the packets that are done, up to the first one that is not, and
+    /// counts them.
+    pub fn complete(&mut self, ring: &mut Vring, stats: &Stats) {
+        let (mut sent, mut copied) = (0, 0);
         while let Some(done) = self.bufs.pop() {
             if done.copied {
                 self.failures += 1;
+                copied += 1;
+            } else {
+                sent += 1;
             }
             let chain = self.chains.get_mut(done.slot).and_then(Option::take);
             if let Some(chain) = chain {
                 ring.complete_deferred(chain);
             }
+        }
+        stats.in_flight.set(self.bufs.len() as u64);
+        if sent + copied > 0 {
+            stats.zerocopy_done(sent, copied);
         }
     }
 

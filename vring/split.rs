@@ -132,6 +132,10 @@ impl Split {
         self.next_avail
     }
 
+    pub(super) fn used_idx(&self) -> u16 {
+        self.used_idx
+    }
+
     pub(super) fn set_base(&mut self, base: u16) {
         self.next_avail = base;
         self.next_desc = None;

@@ -11,6 +11,7 @@
 //! Nothing here passes or fails by the clock; the time-outs only turn a hang into a failure.
 
 pub mod cgroup;
+pub mod counters;
 pub mod dirty;
 pub mod fault;
 pub mod guest;
@@ -22,6 +23,7 @@ pub mod ring;
 pub mod rings;
 pub mod sys;
 pub mod task;
+pub mod tracefs;
 pub mod traffic;
 
 use std::time::Duration;

@@ -4,15 +4,19 @@
 //!
 //! The C driver says nothing, so this is run only where VHOST_MODULE is `rust`.
 
-use std::collections::BTreeMap;
+use std::io::Write;
 use std::os::fd::AsRawFd;
 
+use kselftest::counters::info;
+use kselftest::counters::Before;
 use kselftest::feature::*;
 use kselftest::ktap::Test;
+use kselftest::task::worker_of;
 use kselftest::*;
 use vhost::net::VhostNet;
 use vhost::VhostBackend;
 
+/// What was there first.
 const KEYS: [&str; 8] = [
     "size",
     "backend",
@@ -24,25 +28,46 @@ const KEYS: [&str; 8] = [
     "errors",
 ];
 
-/// The lines that the driver adds, by key.
-fn info(fd: &impl AsRawFd) -> Res<BTreeMap<String, String>> {
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
-    let mut map = BTreeMap::new();
-    for line in text.lines() {
-        let Some((key, value)) = line.split_once(":\t") else {
-            bail!("not a key, a colon, a tab and a value: {line:?}");
-        };
-        check!(
-            !value.is_empty() && value.trim() == value,
-            "the value of {line:?}"
-        );
-        check!(
-            map.insert(key.to_string(), value.to_string()).is_none(),
-            "{key} twice"
-        );
-    }
-    Ok(map)
-}
+/// What docs/observing.md promises besides, of each queue.
+const MORE: &[&str] = &[
+    "last-fault",
+    "worker",
+    "wakeups",
+    "turns",
+    "multicast",
+    "broadcast",
+    "iotlb-misses",
+    "polls",
+    "poll-hits",
+    "zerocopy-sent",
+    "zerocopy-copied",
+    "zerocopy-refused",
+    "zerocopy-in-flight",
+    "unlogged",
+    "drops-short",
+    "drops-header",
+    "drops-buffers",
+    "drops-memory",
+    "drops-too-long",
+    "drops-backend",
+    "stops-malformed",
+    "stops-unreachable",
+    "stops-denied",
+    "stops-pieces",
+    "stops-memory",
+    "packets-from-0",
+    "packets-from-64",
+    "packets-from-128",
+    "packets-from-256",
+    "packets-from-512",
+    "packets-from-1024",
+    "packets-from-2048",
+    "packets-from-4096",
+    "packets-from-8192",
+    "packets-from-16384",
+    "packets-from-32768",
+    "packets-from-65536",
+];
 
 /// The numbers of one queue.
 #[derive(Debug, PartialEq, Clone, Copy)]
@@ -117,11 +142,30 @@ fn keys() -> Res {
             );
         }
         check_eq!(map[&format!("{queue}-backend")], "none");
-        for key in &KEYS[2..] {
-            check_eq!(map[&format!("{queue}-{key}")], "0", "{queue}-{key}");
+        check_eq!(map[&format!("{queue}-last-fault")], "none");
+        for key in KEYS[2..].iter().chain(&MORE[1..]) {
+            let value = map.get(&format!("{queue}-{key}"));
+            check_eq!(value.map(String::as_str), Some("0"), "{queue}-{key}");
         }
     }
     check_eq!(map["vhost-features"], "0x0");
+    // No key that this does not know, and so nobody: whoever adds one says what it is.
+    let doc = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/observing.md");
+    let doc = std::fs::read_to_string(doc)?;
+    for key in map.keys() {
+        let Some((queue @ ("rx" | "tx"), short)) = key.split_once('-') else {
+            continue;
+        };
+        check!(
+            KEYS.contains(&short) || MORE.contains(&short),
+            "{queue}-{short} is new"
+        );
+        let short = short.trim_end_matches(|c: char| c.is_ascii_digit());
+        check!(
+            doc.contains(&format!("`{short}")),
+            "docs/observing.md has no {short}"
+        );
+    }
     Ok(())
 }
 
@@ -272,6 +316,238 @@ fn from_outside() -> Res {
     Ok(())
 }
 
+/// Packets by their length, at each border of a class, and in all as many as there were packets.
+fn sizes() -> Res {
+    let lengths = [
+        (60, "0"),
+        (63, "0"),
+        (64, "64"),
+        (127, "64"),
+        (128, "128"),
+        (255, "128"),
+        (256, "256"),
+        (511, "256"),
+        (512, "512"),
+        (1023, "512"),
+        (1024, "1024"),
+        (1514, "1024"),
+        (2047, "1024"),
+        (2048, "2048"),
+        (4095, "2048"),
+        (4096, "4096"),
+        (8192, "8192"),
+        (16384, "16384"),
+        (32768, "32768"),
+        (65000, "32768"),
+    ];
+    for sndbuf in [None, Some(1 << 20)] {
+        let mut g = Guest::stopped(Config::default())?;
+        if let Some(bytes) = sndbuf {
+            g.tap.sndbuf(bytes)?;
+        }
+        g.start()?;
+        for (len, class) in lengths {
+            for (queue, way) in [
+                ("tx", Guest::send_all as fn(&mut Guest, &[Vec<u8>]) -> Res),
+                ("rx", Guest::receive_all),
+            ] {
+                let before = Before::of(&g)?;
+                way(&mut g, &[frame(1, len), frame(2, len), frame(3, len)])?;
+                let class = format!("packets-from-{class}");
+                let bytes = 3 * len as u64;
+                let want = [("packets", 3), ("bytes", bytes), (&class, 3)];
+                let why = |Fail(why)| Fail(format!("{len} bytes: {why}"));
+                before
+                    .only(&g, queue, &["packets", "bytes", "errors", "drops"], &want)
+                    .map_err(why)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The same packet to another station.
+fn to(destination: [u8; 6]) -> Vec<u8> {
+    let mut f = frame(1, 100);
+    f[..6].copy_from_slice(&destination);
+    f
+}
+
+/// Packets to many, and to all.
+fn groups() -> Res {
+    let packets = [
+        to([2, 0, 0, 0, 0, 1]),
+        to([0x33, 0x33, 0, 0, 0, 1]),
+        to([0xff; 6]),
+        to([1, 0, 0x5e, 0, 0, 1]),
+        to([0xff, 0xff, 0xff, 0xff, 0xff, 0xfe]),
+        to([0xfe, 0xff, 0xff, 0xff, 0xff, 0xff]),
+    ];
+    let keys = &["packets", "multicast", "broadcast"];
+    let want = &[
+        ("packets", 6),
+        ("packets-from-64", 6),
+        ("multicast", 3),
+        ("broadcast", 1),
+    ];
+    let mut g = Guest::new(Config::default())?;
+    let before = Before::of(&g)?;
+    g.send_all(&packets)?;
+    before.only(&g, "tx", keys, want)?;
+    g.receive_all(&packets)?;
+    before.only(&g, "rx", keys, want)?;
+
+    // Out of a packet socket.
+    drop(g);
+    let mut g = Guest::stopped(Config::with(VERSION_1 | VHOST_NET_HDR))?;
+    let other = Tap::new("tap9", 0)?;
+    let socket = Peer::new(other.index, false)?;
+    g.net.set_backend(RX, Some(&socket.fd))?;
+    let before = Before::of(&g)?;
+    for p in &packets {
+        let b = g.buffer(500);
+        g.rx.add(&[b]);
+        g.rx.submit();
+        (&other.fd).write_all(p)?;
+        g.rx.wait()?;
+    }
+    before.only(&g, "rx", keys, want)?;
+
+    drop(g);
+    // What has no Ethernet header has no destination, whatever its first byte.
+    let mut g = Guest::stopped(Config::default())?;
+    g.tap = Tap::tun("tun0", g.cfg.backend_hdr())?;
+    g.peer = Peer::new(g.tap.index, false)?;
+    g.start()?;
+    let before = Before::of(&g)?;
+    let packet = net::tcp_frame(60, 1).split_off(net::ETH);
+    g.send_all(&[packet.clone()])?;
+    g.receive_all(&[packet])?;
+    before.only(&g, "tx", &["multicast", "broadcast"], &[])?;
+    before.only(&g, "rx", &["multicast", "broadcast"], &[])
+}
+
+/// Packets that are lost, by reason; all together are the errors.
+fn drops() -> Res {
+    for sndbuf in [None, Some(1 << 20)] {
+        let mut g = Guest::stopped(Config::default())?;
+        if let Some(bytes) = sndbuf {
+            g.tap.sndbuf(bytes)?;
+        }
+        g.start()?;
+        g.send_all(&[frame(1, 60)])?;
+        let before = Before::of(&g)?;
+        let wall = g.mem.alloc(4096, 4096);
+        // SAFETY: a page of guest memory that nobody but the device touches any more.
+        check_eq!(unsafe { libc::munmap(g.mem.hva(wall).0.cast(), 4096) }, 0);
+        g.tx.add(&[Seg::r(wall, g.hdr + 60)]);
+        g.tx.submit();
+        g.tx.wait()?;
+        let keys = ["drops-", "stops-", "errors", "packets"];
+        before.only(&g, "tx", &keys, &[("drops-buffers", 1), ("errors", 1)])?;
+        let before = Before::of(&g)?;
+        g.rx.add(&[Seg::w(wall, 500)]);
+        g.rx.submit();
+        g.peer.send(&frame(1, 60))?;
+        g.rx.wait()?;
+        before.only(&g, "rx", &keys, &[("drops-buffers", 1), ("errors", 1)])?;
+        let before = Before::of(&g)?;
+        net::ip("link del tap0")?;
+        let at = g.place(&frame(1, 60));
+        g.tx.add(&[Seg::r(at, g.hdr + 60)]);
+        g.tx.submit();
+        g.tx.wait()?;
+        before.only(
+            &g,
+            "tx",
+            &["drops-", "stops-", "errors"],
+            &[("drops-backend", 1), ("errors", 1)],
+        )?;
+    }
+    Ok(())
+}
+
+/// Queues that stop, by reason.
+fn stops() -> Res {
+    let mut g = Guest::new(Config::default())?;
+    let area = g.mem.alloc(4096, 4096);
+    for (what, reason) in [
+        (Seg::r(0x10, 100), "stops-unreachable"),
+        (Seg::w(area, 100), "stops-malformed"),
+    ] {
+        g.send_all(&[frame(1, 60)])?;
+        let before = Before::of(&g)?;
+        g.tx.add(&[what]);
+        g.tx.submit();
+        g.tx.wait_err()?;
+        before.only(
+            &g,
+            "tx",
+            &["drops-", "stops-", "errors"],
+            &[(reason, 1), ("errors", 1)],
+        )?;
+        g.restart(0)?;
+    }
+    Ok(())
+}
+
+/// Turns are counted by what caused them.
+fn turns() -> Res {
+    let mut g = Guest::new(Config::default())?;
+    send(&mut g, 60)?;
+    let before = Before::of(&g)?;
+    for _ in 0..20 {
+        send(&mut g, 60)?;
+        task::settle(&g)?;
+    }
+    let keys = ["kicks", "wakeups", "turns"];
+    let want = [("kicks", 20), ("wakeups", 20), ("turns", 20)];
+    before.only(&g, "tx", &keys, &want)?;
+    before.only(&g, "rx", &keys, &[])
+}
+
+/// The worker's number is the thread's, as the one who reads sees it.
+fn worker() -> Res {
+    for kernel_thread in [false, true] {
+        let mut g = Guest::new(Config {
+            kernel_thread,
+            ..Config::default()
+        })?;
+        g.send_all(&[frame(1, 60)])?;
+        let pid = std::process::id();
+        let thread = worker_of(pid as i32, kernel_thread)?;
+        let thread = thread.file_name().and_then(|n| n.to_str()).unwrap_or("");
+        let map = info(&g.net)?;
+        check_eq!(map["rx-worker"], thread);
+        check_eq!(map["tx-worker"], thread);
+        // Nobody is to be seen from a namespace below.
+        let path = format!("/proc/{pid}/fdinfo/{}", g.net.as_raw_fd());
+        let seen = sys::in_child(|| {
+            // SAFETY: this process has one thread.
+            check_status(unsafe { libc::unshare(libc::CLONE_NEWPID) });
+            let inner = sys::in_child(|| {
+                let text = std::fs::read_to_string(&path).unwrap_or_default();
+                i32::from(!text.contains("rx-worker:\t0\n"))
+            });
+            inner.unwrap_or(9)
+        })?;
+        check_eq!(seen, 0, "rx-worker as another namespace sees it");
+        check_eq!(
+            sys::ioctl(&g.net, sys::RESET_OWNER, std::ptr::null::<u8>()),
+            0
+        );
+        check_eq!(info(&g.net)?["rx-worker"], "0", "after RESET_OWNER");
+    }
+    Ok(())
+}
+
+fn check_status(status: i32) {
+    if status != 0 {
+        // SAFETY: ends a child.
+        unsafe { libc::_exit(8) }
+    }
+}
+
 fn main() {
     const TESTS: &[Test] = &[
         ("keys", keys),
@@ -282,6 +558,12 @@ fn main() {
         ("kicks", kicks),
         ("errors", errors),
         ("from_outside", from_outside),
+        ("sizes", sizes),
+        ("groups", groups),
+        ("drops", drops),
+        ("stops", stops),
+        ("turns", turns),
+        ("worker", worker),
     ];
     if std::env::var("VHOST_MODULE").as_deref() != Ok("rust") {
         println!(

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use vhost::net::VhostNet;
 
+use kselftest::counters::Before;
 use kselftest::feature::*;
 use kselftest::guest::same;
 use kselftest::ktap::Test;
@@ -26,6 +27,7 @@ use kselftest::net::bridge_to;
 use kselftest::net::tcp_frame;
 use kselftest::net::Plug;
 use kselftest::sys::*;
+use kselftest::tracefs::Trace;
 use kselftest::*;
 
 const FEATURES: &[u64] = &[
@@ -605,6 +607,43 @@ fn stream() -> Res {
     Ok(())
 }
 
+/// Packets that go without a copy are counted when they are done, and those that could not, at once.
+fn counted() -> Res {
+    if on_c() {
+        return Ok(());
+    }
+    let mut h = Held::new(Config::default().num(16))?;
+    // At most a quarter of the ring is lent.
+    let before = Before::of(&h.g)?;
+    let trace = Trace::new()?;
+    let packets: Vec<_> = (0..6).map(|i| frame(i, 2000)).collect();
+    let offered: Vec<_> = packets.iter().map(|p| h.offer(p)).collect();
+    for p in 4..6 {
+        h.used(offered[p].0)?;
+    }
+    let keys = ["zerocopy"];
+    let want = [("zerocopy-refused", 2), ("zerocopy-in-flight", 4)];
+    before.only(&h.g, "tx", &keys, &want)?;
+    for p in &packets {
+        h.arrives(p)?;
+    }
+    for p in 0..4 {
+        h.used(offered[p].0)?;
+    }
+    // The tap that they end in copies them, at the latest possible moment.
+    let want = [("zerocopy-refused", 2), ("zerocopy-copied", 4)];
+    before.only(&h.g, "tx", &keys, &want)?;
+    let mut copied = 0;
+    for e in trace.of_queue(TX)? {
+        if e.name == "zerocopy_done" {
+            copied += e.number("copied")?;
+            check_eq!(e.number("sent")?, 0);
+        }
+    }
+    check_eq!(copied, 4, "as traced");
+    Ok(())
+}
+
 fn main() {
     const TESTS: &[Test] = &[
         ("held", held),
@@ -624,6 +663,7 @@ fn main() {
         ("bad_header", bad_header),
         ("sizes", sizes),
         ("stream", stream),
+        ("counted", counted),
     ];
     if let Err(Fail(why)) = reload("experimental_zcopytx=1") {
         eprintln!("{why}");

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a worker and its owner are called, for who looks from outside.
+
+#![forbid(unsafe_code)]
+
+use crate::sys::{
+    counter::Counter,
+    pid::Pid, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        Arc,
+        SetOnce, //
+    }, //
+};
+
+/// What a worker and its owner are called.
+pub struct Identity {
+    owner: i32,
+    /// The thread, as soon as it runs.
+    thread: SetOnce<Pid>,
+    /// Its number in the first namespace; 0 until it runs.
+    number: Counter,
+}
+
+impl Identity {
+    /// Of a worker that is being made for the process of this number. Fails with [`ENOMEM`].
+    pub fn new(owner: i32) -> Result<Arc<Self>> {
+        let identity = Self {
+            owner,
+            thread: SetOnce::new(),
+            number: Counter::new(),
+        };
+        Ok(Arc::new(identity, GFP_KERNEL)?)
+    }
+
+    /// The current thread is the worker.
+    #[cold]
+    pub fn begin(&self) {
+        if let Some(pid) = Pid::of_current() {
+            self.thread.populate(pid);
+        }
+        self.number.set(u64::from(current!().pid().unsigned_abs()));
+    }
+
+    /// The owner's number in the first namespace.
+    pub fn owner(&self) -> i32 {
+        self.owner
+    }
+
+    /// The worker's number in the first namespace; 0 until it runs.
+    pub fn worker(&self) -> i32 {
+        self.number.get() as i32
+    }
+
+    /// The worker's number in the namespace of the current task; 0 if it is not to be seen there,
+    /// or does not run yet.
+    pub fn worker_seen(&self) -> i32 {
+        self.thread.as_ref().map_or(0, Pid::in_my_namespace)
+    }
+}
