@@ -9,14 +9,15 @@
 //! every buffer that a guest names.
 //!
 //! The room behind this door: [`addr`], the kinds of addresses; [`maps`], the lookup, with
-//! [`hint`] for its guesses; [`segments`], what it finds; [`access`], why it does not; [`iotlb`].
-//! What may never happen here: a translation that reaches a byte
+//! [`hint`] for its guesses; [`segments`], what it finds; [`access`], why it does not; [`iotlb`];
+//! [`ahead`], what it will not find. What may never happen here: a translation that reaches a byte
 //! that no map covers, or in a way that its map does not allow.
 
 #![forbid(unsafe_code)]
 
 mod access;
 mod addr;
+mod ahead;
 mod hint;
 mod iotlb;
 mod maps;
@@ -32,6 +33,10 @@ pub use addr::{
     GuestAddr,
     Iova, //
 };
+pub use ahead::Ahead;
+// How many there may be concerns the tests, too.
+#[allow(unused_imports)]
+pub use ahead::MAX_AHEAD;
 pub use hint::Hint;
 pub use iotlb::Iotlb;
 pub use maps::Maps;

@@ -296,6 +296,25 @@ impl Maps {
         Some(map)
     }
 
+    /// The first address from `addr` up to `last` that is in no map, whatever may be done there.
+    /// Each map that is looked at is one of `steps`; when there are none left, nothing is found.
+    pub(super) fn first_unmapped(
+        &self,
+        mut addr: u64,
+        last: u64,
+        hint: &mut Hint,
+        steps: &mut u32,
+    ) -> Option<u64> {
+        while addr <= last {
+            *steps = steps.checked_sub(1)?;
+            let Some(map) = self.find(addr, hint) else {
+                return Some(addr);
+            };
+            addr = map.until.checked_add(1)?;
+        }
+        None
+    }
+
     /// Adds to `out` the user memory behind `len` bytes from `addr`, in order, for an `access`.
     ///
     /// After an error some of the range may be in `out`.
@@ -340,7 +359,8 @@ impl Maps {
                 return Err(Refused::Unmapped(Miss { addr, access }));
             };
             if map.perm & access as u8 == 0 {
-                return Err(Refused::Denied);
+                let addr = Iova::new(addr);
+                return Err(Refused::Denied(Miss { addr, access }));
             }
             // The bytes after `addr` in this map: the last one may be number 2^64 - 1.
             let more = map.last - addr;

@@ -39,7 +39,7 @@ pub fn set_backend(device: &Device, index: usize, fd: i32) -> Result {
     let queue = &mut *guard;
     if fd == uapi::FILE_UNBIND {
         // Whatever the queue waited for, it has no use for it any more.
-        device.forget_miss(index);
+        device.forget_misses(index);
     }
     if !queue.access_ok() {
         return Err(EFAULT);

@@ -25,7 +25,10 @@ use super::{
         TX, //
     },
     queue::run_when_ready,
-    receive::receive,
+    receive::{
+        receive,
+        wanted, //
+    },
     transmit::{
         send_batch,
         transmit,
@@ -33,10 +36,16 @@ use super::{
     },
 };
 use crate::{
-    memtable::Maps,
+    memtable::{
+        Iotlb,
+        Maps, //
+    },
     sys::socket::Socket,
     vhost::Cause,
-    vring::Fault, //
+    vring::{
+        Fault,
+        Wanted, //
+    }, //
 };
 use kernel::prelude::*;
 
@@ -63,7 +72,7 @@ pub fn turn(device: &Device, queue: &mut Queue, cause: Cause) -> u32 {
     let mut maps = mem.maps();
     if let Some(iotlb) = &iotlb {
         if let Err(fault) = queue.ring.find(iotlb) {
-            return rest_after(device, queue, fault, cause);
+            return rest_after(device, queue, fault, cause, Some(&**iotlb));
         }
         maps = iotlb.maps();
     }
@@ -82,16 +91,30 @@ pub fn turn(device: &Device, queue: &mut Queue, cause: Cause) -> u32 {
             0
         }
         (Ok(Next::Rest(msecs)), Ok(())) => msecs,
-        (Err(fault), _) | (_, Err(fault)) => rest_after(device, queue, fault, cause),
+        (Err(fault), _) | (_, Err(fault)) => {
+            rest_after(device, queue, fault, cause, iotlb.as_deref())
+        }
     }
 }
 
 /// Halts the queue, unless that was for want of memory. Returns how long it rests then.
 #[cold]
-fn rest_after(device: &Device, queue: &mut Queue, fault: Fault, cause: Cause) -> u32 {
+fn rest_after(
+    device: &Device,
+    queue: &mut Queue,
+    fault: Fault,
+    cause: Cause,
+    iotlb: Option<&Iotlb>,
+) -> u32 {
     if fault.miss.is_none() {
         // Or each packet that comes would have it told again.
         queue.state.poll.as_mut().stop();
+    } else {
+        let wanted = match queue.index() {
+            RX => wanted(queue),
+            _ => Wanted::default(),
+        };
+        queue.look_ahead(fault, iotlb, wanted);
     }
     if device.halt(queue, fault, cause.kicked) {
         REST
@@ -120,8 +143,8 @@ fn move_packets(
     queue.disable_kicks()?;
 
     let way = Way::of(queue, sock);
-    let mut budget = Budget::default();
-    while !budget.is_spent() {
+    let mut budget = Budget::new(busy_poll.iotlb.is_some());
+    while budget.has_more() {
         if queue.ring.unpublished() >= BATCH {
             finish(queue, sock)?;
         }
@@ -130,6 +153,10 @@ fn move_packets(
             _ => transmit(queue, maps, sock, way, &mut budget)?,
         };
         if matches!(pause, Pause::Enough) {
+            // Who changes the IOTLB does not wait for more than a lap.
+            if busy_poll.iotlb.is_some() && busy_poll.device.is_waited_for() {
+                break;
+            }
             continue;
         }
         finish(queue, sock)?;
