@@ -69,7 +69,12 @@ pub struct Vmm<'a> {
     iotlb: bool,
     /// Messages are read by somebody else.
     pub reads: bool,
+    late: Late,
 }
+
+/// Answers that come behind those to later messages.
+#[derive(Default)]
+pub struct Late(Vec<Msg>);
 
 impl<'a> Vmm<'a> {
     pub fn new(world: &'a World<'a>, device: &'a File, tap: &'a Tap) -> Res<Self> {
@@ -87,6 +92,7 @@ impl<'a> Vmm<'a> {
             cap: [0; 2],
             iotlb: false,
             reads: true,
+            late: Late::default(),
         };
         vmm.publish_tap();
         Ok(vmm)
@@ -191,9 +197,10 @@ impl<'a> Vmm<'a> {
             sys::readable(self.device, deadline),
             "the device misses nothing"
         );
-        let answered = answer(self.world, self.device, &mut self.rng);
+        let answered = answer(self.world, self.device, &mut self.rng, &mut self.late);
         check!(answered.is_ok(), "no message: {answered:?}");
         let s = self.world.arena.slots[0];
+        self.update(call::ANSWER, s.gpa, s.size, s.hva, iotlb::RW);
         self.update(call::UPDATE, s.gpa, s.size, s.hva, iotlb::RW);
         self.send(call::INVALIDATE, &Msg::invalidate(s.gpa, s.size));
         let good = Msg::update(s.gpa, s.size, s.hva, iotlb::RW).v2();
@@ -466,11 +473,13 @@ impl<'a> Vmm<'a> {
 
     /// Answers the device's questions.
     fn serve(&mut self) {
-        for _ in 0..8 {
+        // As many as there may be, or some of them.
+        let count = self.rng.pick(&[1, 8, 200]);
+        for _ in 0..count {
             if !self.reads {
                 return;
             }
-            if answer(self.world, self.device, &mut self.rng).is_err() {
+            if answer(self.world, self.device, &mut self.rng, &mut self.late).is_err() {
                 return;
             }
         }
@@ -648,8 +657,14 @@ fn send(world: &World, device: &File, call: usize, msg: &Msg) {
     world.counts.call(call, n.min(0));
 }
 
-/// Reads a message and answers it, more or less. Fails with the negative errno if there is none.
-pub fn answer(world: &World, device: &File, rng: &mut Rng) -> Result<(), i32> {
+/// Reads a message and answers it, more or less: also late, twice, or never. Fails with the negative errno if there is
+/// none.
+pub fn answer(world: &World, device: &File, rng: &mut Rng, late: &mut Late) -> Result<(), i32> {
+    if rng.one_in(4) {
+        for msg in late.0.drain(..) {
+            send(world, device, call::ANSWER, &msg);
+        }
+    }
     let miss = iotlb::read(device)?;
     world.counts.call(call::READ, 0);
     let slots = &world.arena.slots;
@@ -675,6 +690,14 @@ pub fn answer(world: &World, device: &File, rng: &mut Rng) -> Result<(), i32> {
     };
     let perm = rng.pick(&[iotlb::RW, iotlb::RW, miss.perm, 0]);
     let update = Msg::update(first + from, size, slot.hva + from, perm);
-    send(world, device, call::ANSWER, &update);
+    match rng.below(12) {
+        0 if late.0.len() < 100 => late.0.push(update),
+        1 => {}
+        2 => {
+            send(world, device, call::ANSWER, &update);
+            send(world, device, call::ANSWER, &update);
+        }
+        _ => send(world, device, call::ANSWER, &update),
+    }
     Ok(())
 }
