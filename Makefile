@@ -9,6 +9,9 @@ vhost_net-y := vhost_net_main.o
 # Out of tree the kernel's configuration does not have the option.
 rustflags-$(CONFIG_VHOST_NET_RUST_KUNIT_TEST) += --cfg CONFIG_VHOST_NET_RUST_KUNIT_TEST
 
+# An older series, for what sys/compat.rs has for it.
+rustflags-$(if $(filter 7.2,$(VERSION).$(PATCHLEVEL)),y) += --cfg linux_7_2
+
 # Bindgen has a C compiler of its own, libclang, which does not know some of gcc's options. Which ones the kernel's own
 # bindings leave out, and what the target is called, is said in the kernel's rust/Makefile.
 vhost_bindgen_c_flags = $(filter-out $(CC_FLAGS_LTO) -Wp$(comma)%, $(c_flags))
@@ -66,12 +69,15 @@ clean-files += sys/bindings_generated.rs sys/helpers.bc
 else
 # The user's half: `make help` lists the commands.
 
-# Not given, it is what each command has for its own: the demo and the benchmark Debian's kernel, the others ours.
-KERNEL := $(or $(VM_KERNEL),base)
+# Not given, it is Debian's own, the kernel that people have.
+KERNEL := $(or $(VM_KERNEL),debian)
+BUILD := $(KERNEL)
 
-# KDIR is the build folder of the kernel to build for. The toolchain is the one that built our own kernel; for another
+# KDIR is the build folder of the kernel to build for. Those that `make kernel` made come with their toolchain; for another
 # kernel say it yourself, as in KDIR=... TOOLCHAIN='LLVM=1'.
-ifeq ($(origin KDIR),undefined)
+ifneq ($(origin KDIR),undefined)
+BUILD := kdir
+else
 # Not every make gives $(shell) the variables that it exports.
 KDIR = $(shell VM_KERNEL=$(KERNEL) scripts/kernel --print)
 TOOLCHAIN ?= $(shell VM_KERNEL=$(KERNEL) scripts/toolchain)
@@ -80,19 +86,20 @@ RUN := $(if $(filter debian%,$(KERNEL)),VM_KERNEL=$(KERNEL) scripts/in-debian)
 endif
 # VM_KUNIT=1: the module with its KUnit suites, in a folder of its own.
 KUNIT := $(if $(VM_KUNIT),CONFIG_VHOST_NET_RUST_KUNIT_TEST=y)
-OUT := $(CURDIR)/build/$(KERNEL)$(if $(VM_KUNIT),-kunit)
-BASE := $(filter base,$(notdir $(OUT)))
+OUT := $(CURDIR)/build/$(BUILD)$(if $(VM_KUNIT),-kunit)
+# The one that a user without wishes builds is put where he finds it.
+USUAL := $(filter debian kdir,$(notdir $(OUT)))
 
 .PHONY: modules
 modules:
 	@[ -n "$(KDIR)" ] || exit 1
 	$(RUN) $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(OUT) CONFIG_VHOST_NET_RUST=m $(KUNIT) $(TOOLCHAIN) modules
-	@$(if $(BASE),cp $(OUT)/vhost_net.ko vhost_net.ko)
-	@echo "The module is $(if $(BASE),vhost_net.ko,$(OUT)/vhost_net.ko)"
+	@$(if $(USUAL),cp $(OUT)/vhost_net.ko vhost_net.ko)
+	@echo "The module is $(if $(USUAL),vhost_net.ko,$(OUT)/vhost_net.ko)"
 
 .PHONY: kernel
 kernel:
-	@scripts/kernel
+	@NEED_CARGO=1 scripts/kernel
 
 .PHONY: print-kdir
 print-kdir:
@@ -117,6 +124,11 @@ check:
 .PHONY: fuzz
 fuzz:
 	@scripts/check fuzz
+
+# Bugs put in on purpose: WHAT='planted WORD' or WHAT='code FILE...' is only some of them.
+.PHONY: mutants
+mutants:
+	@tests/mutants/run $(WHAT)
 
 .PHONY: bench bench-quick bench-plot
 bench:

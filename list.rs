@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::sys::compat::ENOBUFS;
 use kernel::prelude::*;
 
 /// Up to a fixed number of items.

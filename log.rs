@@ -52,7 +52,7 @@ impl DirtyLog {
     }
 
     /// Whether the part of the log that stands for `len` bytes from `addr` is within user space.
-    pub fn access_ok(&self, mem: &impl UserMemory, addr: GuestAddr, len: u64) -> bool {
+    pub fn access_ok(&self, mem: impl UserMemory, addr: GuestAddr, len: u64) -> bool {
         let offset = addr.get() / PAGE_SIZE / 8;
         match self.base.get().checked_add(offset) {
             Some(start) => mem.access_ok(
@@ -67,7 +67,7 @@ impl DirtyLog {
     ///
     /// The caller has made the writes visible ([`UserMemory::write_barrier`]). Fails with
     /// [`EFAULT`] where the log is not mapped; pages before that are marked.
-    pub fn mark(&self, mem: &impl UserMemory, addr: GuestAddr, len: u64) -> Result {
+    pub fn mark(&self, mem: impl UserMemory, addr: GuestAddr, len: u64) -> Result {
         if len == 0 {
             return Ok(());
         }
@@ -97,7 +97,7 @@ impl DirtyLog {
     /// As [`Self::mark`]. Fails with [`EFAULT`] also if none of that is guest memory.
     pub fn mark_user(
         &self,
-        mem: &impl UserMemory,
+        mem: impl UserMemory,
         table: &MemTable,
         user: UserAddr,
         len: u64,
@@ -115,7 +115,7 @@ impl DirtyLog {
     /// Marks the first `len` bytes of `dirty`, which were just written.
     ///
     /// Fails with [`EFAULT`] where the log is not mapped; what can be is marked.
-    pub fn mark_packet(&self, mem: &impl UserMemory, dirty: &DirtyList, len: usize) -> Result {
+    pub fn mark_packet(&self, mem: impl UserMemory, dirty: &DirtyList, len: usize) -> Result {
         // The data before its bits in the log; pairs with the VMM's atomic exchange of the log.
         mem.write_barrier();
         let mut left = len as u64;
@@ -134,7 +134,7 @@ impl DirtyLog {
     /// As [`Self::mark_packet`]. Fails with [`EFAULT`] also if a segment is no guest memory.
     pub fn mark_segments(
         &self,
-        mem: &impl UserMemory,
+        mem: impl UserMemory,
         table: &MemTable,
         segments: &[Segment],
         len: usize,

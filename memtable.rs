@@ -102,7 +102,7 @@ impl MemTable {
     }
 
     /// Whether all of the table is within user space.
-    pub fn access_ok(&self, mem: &impl UserMemory) -> bool {
+    pub fn access_ok(&self, mem: impl UserMemory) -> bool {
         let mut maps = self.0.iter();
         maps.all(|map| mem.access_ok(map.user(), map.size()))
     }

@@ -93,7 +93,7 @@ impl Segment {
 ///
 /// Fails with [`EFAULT`] if they can't be written, or end before.
 pub fn write_at(
-    mem: &impl UserMemory,
+    mem: impl UserMemory,
     segments: &[Segment],
     mut offset: usize,
     mut buf: &[u8],
@@ -123,7 +123,10 @@ pub fn write_at(
 ///
 /// Every method fails with [`EFAULT`] if part of the range is no user address, is not mapped, or
 /// does not allow the access. A write that failed may have changed part of the range.
-pub trait UserMemory {
+///
+/// It is handed on by value: in the kernel it is [a token](crate::sys::uaccess::CurrentMm) that its
+/// holder may go there, and no more.
+pub trait UserMemory: Copy {
     /// Whether `len` bytes from `addr` are within user space, mapped or not.
     fn access_ok(&self, addr: UserAddr, len: u64) -> bool;
 

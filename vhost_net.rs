@@ -16,7 +16,7 @@
 //!    buffers `memtable/maps.rs` translates, and puts the packet into a batch for the tap
 //!    (`sys/xdp.rs`), into the socket (`sys/socket.rs`), or lends it to that ([`zcopy`]). Whether
 //!    one that can't be moved is dropped, is tried again or halts the queue, [`verdict`] says.
-//! 4. After 64 packets, and in the end, the turn sends the batch, writes the used entries
+//! 4. After 64 packets (or two pages of them), and in the end, the turn sends the batch, writes the used entries
 //!    (`vring/split.rs`) and calls the guest if it wants that (`vhost/queue.rs`).
 //! 5. With the ring empty it polls for a while ([`busy_poll`]), asks for kicks, and is over.
 //!
@@ -47,10 +47,13 @@ mod zcopy;
 
 pub use net::Net;
 
-use crate::vhost::{
-    Cause,
-    Driver,
-    QUEUES, //
+use crate::{
+    sys::uaccess::CurrentMm,
+    vhost::{
+        Cause,
+        Driver,
+        QUEUES, //
+    }, //
 };
 use kernel::prelude::*;
 use net::Device;
@@ -65,14 +68,14 @@ impl Driver for Net {
         NetQueue::new(index)
     }
 
-    fn run(device: &Device, index: usize, cause: Cause) -> u32 {
-        let Some(mut queue) = device.queue_to_run(index) else {
+    fn run(device: &Device, mm: CurrentMm<'_>, index: usize, cause: Cause) -> u32 {
+        let Some(mut queue) = device.queue_to_run(index, cause.worker) else {
             return 0;
         };
         if cause.kicked {
             queue.stats.kicks += 1;
         }
-        turn::turn(device, &mut queue, cause)
+        turn::turn(device, mm, &mut queue, cause)
     }
 
     fn flush(device: &Device) {

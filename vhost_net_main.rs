@@ -51,11 +51,14 @@ mod own_parameters {
 pub struct Module {
     #[pin]
     _device: sys::miscdev::Registration<vhost::Device<vhost_net::Net>>,
+    // Behind the device: what that leaves is waited for here.
+    _reaper: sys::reaper::Reaper,
 }
 
 impl kernel::InPlaceModule for Module {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
+            _reaper: sys::reaper::Reaper::new()?,
             _device <- sys::miscdev::Registration::new(),
         })
     }

@@ -74,20 +74,20 @@ enum Format {
     Split(Split),
 }
 
-/// A virtqueue in user memory `M`.
-pub struct Vring<M> {
-    memory: RingMemory<M>,
+/// A virtqueue. What reads or writes it takes the user memory that it is in.
+pub struct Vring {
+    memory: RingMemory,
     lookup: Lookup,
     format: Format,
 }
 
-impl<M: UserMemory> Vring<M> {
+impl Vring {
     /// Makes a ring of one descriptor at no useful address.
     ///
     /// Fails with [`ENOMEM`].
-    pub fn new(mem: M) -> Result<Self> {
+    pub fn new() -> Result<Self> {
         Ok(Self {
-            memory: RingMemory::new(mem),
+            memory: RingMemory::new(),
             lookup: Lookup::new()?,
             format: Format::Split(Split::new()?),
         })
@@ -99,11 +99,6 @@ impl<M: UserMemory> Vring<M> {
         match &mut self.format {
             Format::Split(split) => split.reset(),
         }
-    }
-
-    /// The user memory that the ring is in.
-    pub fn mem(&self) -> &M {
-        &self.memory.mem
     }
 
     /// The byte order of the ring, and of the packet headers in its buffers.
@@ -166,14 +161,20 @@ impl<M: UserMemory> Vring<M> {
     /// itself, or if that was [found](Self::find), the chains that the driver has made available,
     /// of which `wanted` are needed next. Nothing is taken.
     #[cold]
-    pub fn look_ahead(&mut self, iotlb: &Iotlb, wanted: Wanted, ahead: &mut Ahead) {
+    pub fn look_ahead(
+        &mut self,
+        mem: impl UserMemory,
+        iotlb: &Iotlb,
+        wanted: Wanted,
+        ahead: &mut Ahead,
+    ) {
         let Self {
             memory,
             lookup,
             format: Format::Split(split),
         } = self;
         if memory.is_found(iotlb) {
-            split.look_ahead(memory, lookup, iotlb.maps(), wanted, ahead);
+            split.look_ahead(memory, mem, lookup, iotlb.maps(), wanted, ahead);
         } else {
             memory.look_ahead(iotlb, &split.sizes(), lookup, ahead);
         }
@@ -227,11 +228,11 @@ impl<M: UserMemory> Vring<M> {
     }
 
     /// Whether a ring at `addrs` would be within user space.
-    pub fn access_ok(&self, addrs: RingAddrs) -> bool {
+    pub fn access_ok(&self, mem: impl UserMemory, addrs: RingAddrs) -> bool {
         let sizes = match &self.format {
             Format::Split(split) => split.sizes(),
         };
-        self.memory.access_ok(addrs, &sizes)
+        RingMemory::access_ok(mem, addrs, &sizes)
     }
 
     /// Readies the ring for its device: tells the driver whether kicks are wanted, and goes on
@@ -240,7 +241,12 @@ impl<M: UserMemory> Vring<M> {
     ///
     /// Fails with [`EFAULT`] if the used ring can't be written or read, and as [`Self::find`] if
     /// the IOTLB does not know where it is; then the ring is where it was.
-    pub fn start(&mut self, endian: Endian, iotlb: Option<&Iotlb>) -> Result<(), Fault> {
+    pub fn start(
+        &mut self,
+        mem: impl UserMemory,
+        endian: Endian,
+        iotlb: Option<&Iotlb>,
+    ) -> Result<(), Fault> {
         let Self {
             memory,
             lookup,
@@ -251,7 +257,7 @@ impl<M: UserMemory> Vring<M> {
             memory.find_used(iotlb, START_SIZE, lookup)?;
         }
         let before = core::mem::replace(&mut memory.endian, endian);
-        let started = split.start(memory);
+        let started = split.start(memory, mem);
         if iotlb.is_some() {
             memory.forget_areas();
         }
@@ -265,7 +271,7 @@ impl<M: UserMemory> Vring<M> {
 
     /// Starts to take the chains of a packet.
     #[inline(always)]
-    pub fn take(&mut self) -> Take<'_, M> {
+    pub fn take<M: UserMemory>(&mut self, mem: M) -> Take<'_, M> {
         Take {
             mark: match &self.format {
                 Format::Split(split) => split.mark(),
@@ -273,6 +279,7 @@ impl<M: UserMemory> Vring<M> {
             chains: 0,
             descriptors: 0,
             ring: self,
+            mem,
         }
     }
 
@@ -296,9 +303,9 @@ impl<M: UserMemory> Vring<M> {
     ///
     /// A ring that can't be read is not empty: the next [`Take::next_chain`] says what is wrong.
     #[inline]
-    pub fn is_empty(&mut self) -> bool {
+    pub fn is_empty(&mut self, mem: impl UserMemory) -> bool {
         match &mut self.format {
-            Format::Split(split) => split.is_empty(&self.memory),
+            Format::Split(split) => split.is_empty(&self.memory, mem),
         }
     }
 
@@ -306,18 +313,18 @@ impl<M: UserMemory> Vring<M> {
     ///
     /// Fails with [`EFAULT`] if the used ring can't be written. The chains stay completed, and the
     /// next call tries them again.
-    pub fn publish(&mut self) -> Result<(), Fault> {
+    pub fn publish(&mut self, mem: impl UserMemory) -> Result<(), Fault> {
         match &mut self.format {
-            Format::Split(split) => split.publish(&mut self.memory),
+            Format::Split(split) => split.publish(&mut self.memory, mem),
         }
     }
 
     /// Whether the driver is to be called for what was published since this was last asked.
     ///
     /// Fails with [`EFAULT`] if the available ring can't be read; then call the driver.
-    pub fn wants_call(&mut self) -> Result<bool, Fault> {
+    pub fn wants_call(&mut self, mem: impl UserMemory) -> Result<bool, Fault> {
         match &mut self.format {
-            Format::Split(split) => split.wants_call(&self.memory),
+            Format::Split(split) => split.wants_call(&self.memory, mem),
         }
     }
 
@@ -325,9 +332,9 @@ impl<M: UserMemory> Vring<M> {
     ///
     /// Fails with [`EFAULT`] if the used ring can't be written. The driver may kick all the same.
     #[inline]
-    pub fn disable_kicks(&mut self) -> Result<(), Fault> {
+    pub fn disable_kicks(&mut self, mem: impl UserMemory) -> Result<(), Fault> {
         match &mut self.format {
-            Format::Split(split) => split.disable_kicks(&mut self.memory),
+            Format::Split(split) => split.disable_kicks(&mut self.memory, mem),
         }
     }
 
@@ -336,9 +343,9 @@ impl<M: UserMemory> Vring<M> {
     /// Returns true if it has done so meanwhile: no kick may come for that. Fails with [`EFAULT`]
     /// if the used ring can't be written or the available ring can't be read, and with [`EINVAL`]
     /// if the available index is impossible.
-    pub fn enable_kicks(&mut self) -> Result<bool, Fault> {
+    pub fn enable_kicks(&mut self, mem: impl UserMemory) -> Result<bool, Fault> {
         match &mut self.format {
-            Format::Split(split) => split.enable_kicks(&mut self.memory),
+            Format::Split(split) => split.enable_kicks(&mut self.memory, mem),
         }
     }
 
@@ -355,7 +362,8 @@ impl<M: UserMemory> Vring<M> {
 /// Dropping it puts them all back: the next [`Vring::take`] finds them again.
 #[must_use = "dropped, it puts its chains back"]
 pub struct Take<'ring, M: UserMemory> {
-    ring: &'ring mut Vring<M>,
+    ring: &'ring mut Vring,
+    mem: M,
     /// Where the ring was before.
     mark: Mark,
     chains: u16,
@@ -394,7 +402,9 @@ impl<M: UserMemory> Take<'_, M> {
             },
         };
         let next = match format {
-            Format::Split(split) => split.next_chain(memory, lookup, self.chains, parts)?,
+            Format::Split(split) => {
+                split.next_chain(memory, self.mem, lookup, self.chains, parts)?
+            }
         };
         let Some((head, found)) = next else {
             return Ok(None);
@@ -412,7 +422,7 @@ impl<M: UserMemory> Take<'_, M> {
 
     /// Whether there is no more in the ring, as [`Vring::is_empty`].
     pub fn is_last(&mut self) -> bool {
-        self.ring.is_empty()
+        self.ring.is_empty(self.mem)
     }
 
     /// The number of descriptors of the ring.

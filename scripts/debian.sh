@@ -6,7 +6,7 @@
 
 # What makes the metadata and the module; what the VM runs.
 debian_tools=(
-    bc bindgen bison cpio debian-archive-keyring flex gcc-14 kmod libc6-dev libdw-dev libelf-dev libssl-dev make openssl pahole perl
+    bc bindgen bison cpio debian-archive-keyring flex "$debian_gcc" kmod libc6-dev libdw-dev libelf-dev libssl-dev make openssl pahole perl
     python3 rsync rust-src rustc rustfmt xz-utils "linux-headers-$debian_package" linux-base "linux-source-$debian_series"
 )
 # And the kernel's own two packages, for linux-image wants an initramfs.
@@ -22,35 +22,37 @@ debian_identity() {
 }
 
 debian_is_ready() {
-    [ "$(cat "$stamp" 2>/dev/null)" = "$(debian_identity)" ] && [ -z "$(missing_packages)" ] && has_virtme
+    [ "$(cat "$stamp" 2>/dev/null)" = "$(debian_identity)" ] && [ "$(cat "$kdir.release")" = "$(debian_release)" ] &&
+        [ -z "$(missing_packages)" ] && has_virtme
 }
 
-# The root's packages are Debian's, from the mirror and with the settings that the user's apt has.
+# The root does not follow the archive by itself: each new kernel takes minutes.
+debian_report() {
+    local age=
+    [ -z "$(find "$debian_root/.vhost-net-packages" -mtime +30)" ] ||
+        age="; to look for a newer one, for the first time in a month: make kernel UPDATE=1"
+    echo "Debian's kernel $(cat "$kdir.release") is ready in $kdir$age" >&2
+}
+
+step_update() {
+    in_debian apt-get update && in_debian apt-get -y --with-new-pkgs upgrade || {
+        echo "Could not bring the root of Debian $debian_suite up to date: is the network there?" >&4
+        return 1
+    }
+    touch "$debian_root/.vhost-net-packages"
+}
+
 step_root() {
     [ ! -e "$debian_root/.vhost-net-packages" ] || return 0
     [ "$(id -u)" -eq 0 ] || {
         echo "Debian's kernels need root, for chroot; VM_KERNEL=base does not" >&4
         return 1
     }
-    local work=$debian_root.part packages
-    # What an interrupted run left behind may be mounted no more, for its namespace is gone.
-    rm -rf --one-file-system "$work"
-    mkdir -p "$work"
-    apt-config dump --no-empty --format '%f "%v";%n' Acquire | grep -vi '^Acquire::IndexTargets' >"$cache/debian/apt.conf" || true
-    packages=$(printf '%s,' "${debian_tools[@]}")
-    # Of the backports only what belongs to the kernel.
-    "$root/scripts/apt" "$debian_suite" sources |
-        mmdebstrap --mode=root --variant=minbase --architectures=amd64 \
-            --aptopt="$cache/debian/apt.conf" --aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Retries "2"' \
-            --dpkgopt=force-unsafe-io --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
-            --setup-hook="cp '$root/scripts/debian-preferences' \"\$1/etc/apt/preferences.d/kernel\"" \
-            --include="${packages%,}" --skip=cleanup/apt/lists "$debian_suite" "$work" - || {
+    "$root/scripts/make-root" "$debian_suite" "$debian_root" "$root/scripts/debian-preferences" "${debian_tools[@]}" || {
         echo "Could not make a root of Debian $debian_suite: is the network there?" >&4
         return 1
     }
-    echo "${debian_tools[*]}" >"$work/.vhost-net-packages"
-    rm -rf --one-file-system "$debian_root"
-    mv "$work" "$debian_root"
+    echo "${debian_tools[*]}" >"$debian_root/.vhost-net-packages"
 }
 
 # The newest kernel of this flavour that is installed in the root.
@@ -89,9 +91,27 @@ step_metadata() {
     }
 }
 
+# The kernel of -cloud was built without 9p, by which a VM sees its root: as modules, from the kernel's own source.
+make_9p() {
+    local source=linux-source-$debian_series work=$kdir/.vhost-net-9p modules
+    modules=$debian_root/usr/lib/modules/$(debian_release)
+    ! grep -q '^CONFIG_9P_FS=' "$kdir/.config" || return 0
+    rm -rf "$work"
+    mkdir -p "$work"
+    tar -C "$work" --strip-components=1 -xJf "$debian_root/usr/src/$source.tar.xz" "$source/net/9p" "$source/fs/9p"
+    echo 'obj-m += net/9p/ fs/9p/' >"$work/Makefile"
+    # shellcheck disable=SC2046  # words
+    in_debian make -C "$kdir" M="$work" $(cat "$kdir/.vhost-net-toolchain") \
+        CONFIG_NET_9P=m CONFIG_NET_9P_VIRTIO=m CONFIG_9P_FS=m modules
+    mkdir -p "$modules/updates"
+    cp "$work"/{net,fs}/9p/*.ko "$modules/updates/"
+    in_debian depmod "$(debian_release)"
+}
+
 # The modules that the root's file system and the console need, for Debian's kernel has none of them built in.
 step_initramfs() {
     local work
+    make_9p
     work=$(mktemp -d)
     install "$root/tests/vm/root-init" "$work/init"
     "$root/tests/vm/make-initramfs" "$work" "$kdir/.vhost-net-initramfs" 9p 9pnet_virtio virtio_console
@@ -99,15 +119,16 @@ step_initramfs() {
 }
 
 debian_main() {
-    step_count=5
+    step_count=$((5 + (${UPDATE:-0} == 1)))
     step_logs=$cache/logs/$flavour
     if [ "${1:-}" = --print ]; then
         [ -e "$stamp" ] || fail "the kernel $flavour is not set up yet; 'make kernel VM_KERNEL=$flavour' does that"
         echo "$kdir"
         return
     fi
+    [ "${UPDATE:-}" != 1 ] || rm -f "$stamp"
     if debian_is_ready; then
-        echo "Debian's kernel $(cat "$kdir.release") is ready in $kdir" >&2
+        debian_report
         return
     fi
     mkdir -p "$cache/debian"
@@ -115,16 +136,25 @@ debian_main() {
     flock -n 9 || {
         echo "Another make kernel is at work; waiting for it." >&2
         flock 9
-        ! debian_is_ready || return 0
     }
-    echo "Setting up Debian's own kernel in $cache; a first run takes about 8 minutes." >&2
+    # By another one, meanwhile.
+    ! debian_is_ready || return 0
+    # VMs run from it, and in-debian. That is its own here.
+    exec 6>>"$debian_root.lock"
+    flock -n 6 || {
+        echo "A VM or a build is using $debian_root; waiting for its end." >&2
+        flock 6
+    }
+    export debian_root_locked=1
+    echo "Setting up Debian's own kernel in $cache; a first run takes about 6 minutes." >&2
     step 'install Debian packages' step_packages
     step 'install virtme-ng' step_virtme
     step "make a root of Debian $debian_suite" step_root
     rm -f "$stamp"
+    [ "${UPDATE:-}" != 1 ] || step "look for newer packages" step_update
     step "make the kernel's Rust metadata, and install the kernel" step_metadata
     step 'make an initramfs' step_initramfs
     debian_identity >"$stamp.part"
     mv "$stamp.part" "$stamp"
-    echo "Debian's kernel $(cat "$kdir.release") is ready in $kdir" >&2
+    debian_report
 }

@@ -3,17 +3,25 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${VHOST_NET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vhost-net-rs}
-flavour=${VM_KERNEL:-base}
+flavour=${VM_KERNEL:-debian} # the kernel that people have
 debian_root= # of Debian's own kernels, and nothing for ours
 case $flavour in
 base | debug) ;;
 debian | debian-rt | debian-cloud)
-    debian_suite=trixie debian_series=7.3 debian_root=$cache/debian/13
+    debian_suite=trixie debian_series=7.3 debian_gcc=gcc-14 debian_root=$cache/debian/13
     debian_package=${flavour#debian}-amd64
     debian_package=${debian_package#-} # the end of a package's name, as in linux-image-rt-amd64
     ;;
+debian-7.2)
+    # Until that suite has another series: forky follows it.
+    debian_suite=sid debian_series=7.2 debian_gcc=gcc-16 debian_root=$cache/debian/sid
+    debian_package=amd64
+    ;;
+installed) # for the step `package` only: what is installed in the root VM_ROOT, with a module that DKMS built
+    debian_root=${VM_ROOT:?}
+    ;;
 *)
-    echo "VM_KERNEL is '$flavour'; it can be debian, debian-rt, debian-cloud, base or debug" >&2
+    echo "VM_KERNEL is '$flavour'; it can be debian, debian-rt, debian-cloud, debian-7.2, base or debug" >&2
     exit 2
     ;;
 esac
@@ -23,6 +31,7 @@ kdir=$cache/build/$flavour     # the kernel's build folder, KDIR of the module
 kimage=$kdir/arch/x86/boot/bzImage
 kconfig=$kdir/.config # what the kernel was made of
 kmodules=$kdir # where the kernel's own modules are, compressed or not
+[ "$flavour" != installed ] || kdir=$debian_root.vm
 if [ -n "$debian_root" ]; then
     release=$(cat "$kdir.release" 2>/dev/null || true)
     kmodules=$debian_root/usr/lib/modules/$release

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * What an older kernel lacks of the headers that the module is written for, which are those of 7.3; each piece with the
- * series that needs it.
+ * series that needs it. compat.rs is the same for Rust.
  */
 #ifndef __VHOST_NET_RUST_COMPAT_H
 #define __VHOST_NET_RUST_COMPAT_H

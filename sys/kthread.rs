@@ -6,6 +6,7 @@
 
 use super::{
     bindings as local,
+    uaccess::CurrentMm,
     vhost_task::Work, //
 };
 use core::ptr::NonNull;
@@ -136,7 +137,8 @@ impl<T: Work> Kthread<T> {
                 Some(batch) => {
                     // SAFETY: Sets the state of the current task.
                     unsafe { local::set_current_running() };
-                    job.work.run(batch);
+                    // SAFETY: The current task uses the address space `job.mm`, until below.
+                    job.work.run(batch, unsafe { CurrentMm::assume() });
                 }
                 // SAFETY: The current task may sleep.
                 None => unsafe { bindings::schedule() },

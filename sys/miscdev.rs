@@ -6,6 +6,10 @@
 //!
 //! C header: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h)
 
+use super::{
+    uaccess::CurrentMm,
+    THIS_MODULE, //
+};
 use core::marker::PhantomData;
 use kernel::{
     bindings,
@@ -21,7 +25,6 @@ use kernel::{
         IovIterDest,
         IovIterSource, //
     },
-    module::this_module,
     prelude::*,
     seq_file::SeqFile,
     sync::{
@@ -35,7 +38,7 @@ use kernel::{
     }, //
 };
 
-/// What an open file of the device does.
+/// What an open file of the device does. Where a call is a process's, `mm` is its memory.
 #[vtable]
 pub trait MiscDevice: Send + Sync + Sized + 'static {
     /// The name of the device node.
@@ -50,13 +53,17 @@ pub trait MiscDevice: Send + Sync + Sized + 'static {
     fn release(this: Arc<Self>);
 
     /// `arg` is a user address or a number, as `cmd` says. A 32-bit caller's address is as good.
-    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: usize) -> Result<isize>;
+    fn ioctl(this: ArcBorrow<'_, Self>, mm: CurrentMm<'_>, cmd: u32, arg: usize) -> Result<isize>;
 
     /// Reads from the file, which waits unless `nonblock`.
     fn read(this: ArcBorrow<'_, Self>, to: &mut IovIterDest<'_>, nonblock: bool) -> Result<usize>;
 
-    /// Writes to the file.
-    fn write(this: ArcBorrow<'_, Self>, from: &mut IovIterSource<'_>) -> Result<usize>;
+    /// Writes to the file. A thread of the kernel's that does gets [`EFAULT`].
+    fn write(
+        this: ArcBorrow<'_, Self>,
+        mm: CurrentMm<'_>,
+        from: &mut IovIterSource<'_>,
+    ) -> Result<usize>;
 
     /// The events (`EPOLLIN`, …) that the file is ready for.
     fn poll(this: ArcBorrow<'_, Self>, file: &File, table: PollTable<'_>) -> u32;
@@ -119,7 +126,7 @@ struct VTable<T: MiscDevice>(PhantomData<T>);
 
 impl<T: MiscDevice> VTable<T> {
     const FOPS: bindings::file_operations = bindings::file_operations {
-        owner: this_module::<T::OwnerModule>().as_ptr(),
+        owner: THIS_MODULE,
         open: Some(Self::open),
         release: Some(Self::release),
         unlocked_ioctl: Some(Self::ioctl),
@@ -171,7 +178,10 @@ impl<T: MiscDevice> VTable<T> {
     /// `file` is an open file of the device.
     unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
         // SAFETY: By the safety requirement.
-        match T::ioctl(unsafe { Self::device(file) }, cmd, arg) {
+        let device = unsafe { Self::device(file) };
+        let task = current!();
+        let mm = CurrentMm::of(task).ok_or(EFAULT);
+        match mm.and_then(|mm| T::ioctl(device, mm, cmd, arg)) {
             Ok(value) => value as c_long,
             Err(err) => err.to_errno() as c_long,
         }
@@ -215,7 +225,9 @@ impl<T: MiscDevice> VTable<T> {
                 IovIterSource::from_raw(iter),
             )
         };
-        match T::write(device, from) {
+        let task = current!();
+        let mm = CurrentMm::of(task).ok_or(EFAULT);
+        match mm.and_then(|mm| T::write(device, mm, from)) {
             Ok(len) => len as isize,
             Err(err) => err.to_errno() as isize,
         }

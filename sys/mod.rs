@@ -5,11 +5,13 @@
 //! One file for each facility, named as its C API is and written as if it were to go into
 //! `rust/kernel/`. This is the only folder with `unsafe` in it.
 
+pub mod compat;
 pub mod eventfd;
 pub mod kthread;
 pub mod miscdev;
 pub mod moduleparam;
 pub mod poll;
+pub mod reaper;
 pub mod receiver;
 pub mod sched;
 pub mod socket;
@@ -19,6 +21,14 @@ pub mod uaccess;
 pub mod ubuf;
 pub mod vhost_task;
 pub mod xdp;
+
+/// This module, as C's `THIS_MODULE`: null for a driver that is built in.
+#[cfg(MODULE)]
+const THIS_MODULE: *mut kernel::bindings::module =
+    core::ptr::addr_of!(kernel::bindings::__this_module).cast_mut();
+/// As above.
+#[cfg(not(MODULE))]
+const THIS_MODULE: *mut kernel::bindings::module = core::ptr::null_mut();
 
 /// What `bindings.h` and `helpers.c` give.
 #[allow(

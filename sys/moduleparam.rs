@@ -7,6 +7,7 @@
 //!
 //! C header: [`include/linux/moduleparam.h`](srctree/include/linux/moduleparam.h)
 
+use super::THIS_MODULE;
 use core::{
     cell::UnsafeCell,
     ptr::{
@@ -79,10 +80,7 @@ impl KernelParam {
     pub const fn new<T: Param>(name: &'static CStr, value: &'static Value<T>) -> Self {
         Self(bindings::kernel_param {
             name: as_char_ptr_in_const_context(name),
-            #[cfg(MODULE)]
-            mod_: addr_of!(bindings::__this_module).cast_mut(),
-            #[cfg(not(MODULE))]
-            mod_: core::ptr::null_mut(),
+            mod_: THIS_MODULE,
             ops: T::OPS,
             perm: 0o444,
             level: -1,
@@ -209,9 +207,9 @@ impl ModuleRef {
     /// The module of that name, unless it is built into the kernel.
     fn find(name: &CStr) -> Option<Self> {
         #[cfg(MODULE)]
-        // SAFETY: `__this_module` is valid while code of this module runs. Its directory in
-        // `/sys/module` was made before that.
-        let kset = unsafe { (*addr_of!(bindings::__this_module)).mkobj.kobj.kset };
+        // SAFETY: This module is valid while code of it runs. Its directory in `/sys/module` was
+        // made before that.
+        let kset = unsafe { (*THIS_MODULE).mkobj.kobj.kset };
         #[cfg(all(not(MODULE), CONFIG_SYSFS))]
         // SAFETY: Written once, long before any driver is initialised.
         let kset = unsafe { addr_of!(bindings::module_kset).read() };

@@ -12,7 +12,8 @@ use super::{
     socket::{
         Kind,
         Socket, //
-    }, //
+    },
+    uaccess::CurrentMm, //
 };
 use crate::memtable::Segments;
 use core::{
@@ -45,11 +46,12 @@ struct RingBatch {
     frames: [MaybeUninit<*mut c_void>; RING_BATCH],
     head: usize,
     tail: usize,
-    /// What each packet is received with. A tap changes nothing in it that it looks at.
+    /// What each packet is received with: its packet and its iterator are set anew each time, and a tap
+    /// looks at nothing else. What they point to afterwards is gone.
     msg: bindings::msghdr,
 }
 
-// SAFETY: Packets belong to no thread, and the ring locks itself.
+// SAFETY: Packets belong to no thread, the ring locks itself, and `msg` is used by who receives only.
 unsafe impl Send for RingBatch {}
 
 impl RingBatch {
@@ -196,7 +198,13 @@ impl Receiver {
     /// and `segments` can't be written, with [`EAGAIN`] if there is no packet any more, or as the
     /// socket's `recvmsg` does.
     #[inline(always)]
-    pub fn receive(&mut self, segments: &Segments, skip: usize, len: usize) -> Result<usize> {
+    pub fn receive(
+        &mut self,
+        _: CurrentMm<'_>,
+        segments: &Segments,
+        skip: usize,
+        len: usize,
+    ) -> Result<usize> {
         self.receive_to(Some(segments), skip, len)
     }
 
@@ -216,12 +224,13 @@ impl Receiver {
                     msg.msg_iter = bindings::iov_iter::default();
                 }
                 // SAFETY: The frame came out of this socket's ring, which only a tap has, and is
-                // ours no more: the tap takes it, whatever happens.
+                // ours no more: the tap takes it, whatever happens. The rest of `msg` is as
+                // `recvmsg` left it; its iterator is over nothing if there are no segments.
                 unsafe { sock.recvmsg(msg, segments, skip, len) }
             }
             Source::Queue(sock) => {
                 let mut msg = bindings::msghdr::default();
-                // SAFETY: It is given no packet, and the iterator goes over nothing.
+                // SAFETY: It is all zeroes: no packet, and an iterator over nothing.
                 unsafe { sock.recvmsg(&mut msg, segments, skip, len) }
             }
         }

@@ -8,7 +8,9 @@
 
 use super::{
     bindings as local,
+    compat::ENOTSOCK,
     poll::Pollable,
+    uaccess::CurrentMm,
     xdp::XdpBatch, //
 };
 use crate::{
@@ -243,12 +245,18 @@ impl Socket {
         unsafe { (*self.sock.as_ptr()).sk }
     }
 
-    /// Sends a packet: `segments` without their first `skip` bytes. Never waits.
+    /// Sends a packet: `segments` of the user memory without their first `skip` bytes. Never waits.
     ///
     /// `more` says that another one follows at once. Returns the number of bytes that were taken.
     /// Fails as the socket's `sendmsg` does: with [`EAGAIN`] if the socket is full, with
     /// [`ENOMEM`] or [`ENOBUFS`], or because the packet is bad.
-    pub fn send(&self, segments: &Segments, skip: usize, more: bool) -> Result<usize> {
+    pub fn send(
+        &self,
+        _: CurrentMm<'_>,
+        segments: &Segments,
+        skip: usize,
+        more: bool,
+    ) -> Result<usize> {
         // SAFETY: There is no `ctl`.
         unsafe { self.send_with(segments, skip, more, None) }
     }
@@ -264,6 +272,7 @@ impl Socket {
     /// it is completed or this fails.
     pub(super) unsafe fn send_ubuf(
         &self,
+        _: CurrentMm<'_>,
         segments: &Segments,
         skip: usize,
         more: bool,
@@ -376,17 +385,16 @@ impl Socket {
     }
 
     /// Receives a packet of at most `len` bytes into `segments`, if any, without their first
-    /// `skip` bytes. `msg` is all zeroes but for its control data, or was used for this before;
-    /// without `segments` its iterator is all zeroes. Its control data go to a tap as the packet
-    /// that it is to deliver.
+    /// `skip` bytes. The control data of `msg` go to a tap as the packet that it is to deliver.
     ///
     /// Returns the number of bytes that the packet has. Fails as the socket's `recvmsg` does, and
     /// with [`EFAULT`] if a packet of `len` bytes could not be written.
     ///
     /// # Safety
     ///
-    /// `msg` has no control data, or the socket is a tap and the caller gives it this packet, which
-    /// came out of its ring. Its iterator goes over nothing if there are no `segments`.
+    /// `msg` is all zeroes but for its control data, or was used for this before. It has no control
+    /// data, or the socket is a tap and the caller gives it this packet, which came out of its ring.
+    /// Its iterator goes over nothing if there are no `segments`.
     #[inline(always)]
     pub(super) unsafe fn recvmsg(
         &self,

@@ -8,6 +8,7 @@
 
 use super::{
     bindings as local,
+    compat::ENOTSOCK,
     eventfd::{
         EventFdCtx,
         EventFdFile, //
@@ -77,6 +78,9 @@ use kernel::{
 };
 
 const PAGE: u64 = PAGE_SIZE as u64;
+
+// SAFETY: A test's thread has the address space of the test, from its first `map` on.
+const MEM: CurrentMm<'static> = unsafe { CurrentMm::assume() };
 
 /// `PROT_READ`, `PROT_WRITE`.
 const READ: usize = 1;
@@ -195,8 +199,6 @@ impl Wake for Counter {
 #[kunit_tests(vhost_net_uaccess)]
 mod uaccess {
     use super::*;
-
-    const MEM: CurrentMm = CurrentMm;
 
     /// Whether every access to the 16 bytes at `addr` that only reads fails as it should.
     fn refuses_reads(addr: UserAddr) -> bool {
@@ -443,13 +445,13 @@ mod uaccess {
         unmap(pages.offset(PAGE))?;
         let segment = |offset, len| Segment::new(pages.offset(offset), len).ok_or(EINVAL);
         let list = [segment(0, 3)?, segment(64, 0)?, segment(128, 5)?];
-        write_at(&MEM, &list, 2, &[1, 2, 3, 4, 5, 6])?;
+        write_at(MEM, &list, 2, &[1, 2, 3, 4, 5, 6])?;
         assert_eq!(MEM.load_u16(pages.offset(2))?.to_ne_bytes(), [1, 0]);
         assert_eq!(MEM.load_u16(pages.offset(128))?.to_ne_bytes(), [2, 3]);
         // One byte too many; the second where nothing is.
-        assert_eq!(write_at(&MEM, &list, 2, &[1; 7]), Err(EFAULT));
+        assert_eq!(write_at(MEM, &list, 2, &[1; 7]), Err(EFAULT));
         let list = [segment(0, 3)?, segment(PAGE, 5)?];
-        assert_eq!(write_at(&MEM, &list, 0, &[1; 4]), Err(EFAULT));
+        assert_eq!(write_at(MEM, &list, 0, &[1; 4]), Err(EFAULT));
         Ok(())
     }
 }
@@ -608,7 +610,7 @@ mod xdp {
     fn a_header_comes_first() -> Result {
         let pages = map(3, READ | WRITE)?;
         let bytes: [u8; 200] = core::array::from_fn(|i| i as u8 + 1);
-        CurrentMm.write(pages, &bytes)?;
+        MEM.write(pages, &bytes)?;
         let whole = segments(pages, &[(0, 100)])?;
         // The same bytes, and 28 of them come before.
         let torn = segments(pages, &[(0, 3), (3, 30), (33, 1), (34, 94)])?;
@@ -617,8 +619,11 @@ mod xdp {
             for xdp in [false, true] {
                 let layout = Layout::new(header, xdp)?;
                 assert_eq!(layout.header(), header);
-                assert_eq!(batch.push(layout, &whole, 0)?[..], bytes[..header]);
-                assert_eq!(batch.push(layout, &torn, 28)?[..], bytes[28..28 + header]);
+                assert_eq!(batch.push(MEM, layout, &whole, 0)?[..], bytes[..header]);
+                assert_eq!(
+                    batch.push(MEM, layout, &torn, 28)?[..],
+                    bytes[28..28 + header]
+                );
             }
         }
         assert_eq!(batch.len(), 20);
@@ -647,12 +652,12 @@ mod xdp {
         ];
         for list in lists {
             let list = segments(pages, list)?;
-            assert_eq!(batch.push(layout, &list, 0).err(), Some(EFAULT));
+            assert_eq!(batch.push(MEM, layout, &list, 0).err(), Some(EFAULT));
             assert!(batch.is_empty());
         }
         // What is skipped is not read.
         let list = segments(pages, &[(PAGE, 100), (0, 100)])?;
-        batch.push(layout, &list, 100)?;
+        batch.push(MEM, layout, &list, 100)?;
         assert_eq!(batch.len(), 1);
         Ok(())
     }
@@ -671,14 +676,14 @@ mod xdp {
         ];
         for (len, error) in refused {
             let list = segments(pages, &[(0, len)])?;
-            assert_eq!(batch.push(layout, &list, 0).err(), Some(error));
+            assert_eq!(batch.push(MEM, layout, &list, 0).err(), Some(error));
         }
         // With its header and that of an Ethernet, and nothing else.
-        batch.push(layout, &segments(pages, &[(0, 26)])?, 0)?;
+        batch.push(MEM, layout, &segments(pages, &[(0, 26)])?, 0)?;
         // Some of that is skipped, or all, and more.
         let list = segments(pages, &[(0, 26)])?;
-        assert_eq!(batch.push(layout, &list, 1).err(), Some(EINVAL));
-        assert_eq!(batch.push(layout, &list, 100).err(), Some(EINVAL));
+        assert_eq!(batch.push(MEM, layout, &list, 1).err(), Some(EINVAL));
+        assert_eq!(batch.push(MEM, layout, &list, 100).err(), Some(EINVAL));
         assert_eq!(batch.len(), 1);
         Ok(())
     }
@@ -691,9 +696,9 @@ mod xdp {
         let mut batch = XdpBatch::new()?;
         for _ in 0..3 {
             for _ in 0..BATCH {
-                batch.push(layout, &list, 0)?;
+                batch.push(MEM, layout, &list, 0)?;
             }
-            assert_eq!(batch.push(layout, &list, 0).err(), Some(ENOSPC));
+            assert_eq!(batch.push(MEM, layout, &list, 0).err(), Some(ENOSPC));
             assert_eq!(batch.len(), BATCH);
             batch.clear();
         }
@@ -709,8 +714,8 @@ mod xdp {
             let list = segments(pages, &[(0, len)])?;
             let mut seen = [0; 2];
             for _ in 0..10 {
-                while !batch.is_full() && batch.len() < BATCH {
-                    let start = batch.push(layout, &list, 0)?.as_ptr() as usize;
+                while !batch.is_full() {
+                    let start = batch.push(MEM, layout, &list, 0)?.as_ptr() as usize;
                     // The page that it was cut from is aligned to its size.
                     let page = start & !(local::FRAG_CACHE_SIZE as usize - 1);
                     let slot = seen.iter_mut().find(|seen| **seen == page || **seen == 0);
@@ -764,8 +769,8 @@ impl Work for Writer {
         }
     }
 
-    fn run(&self, number: u16) {
-        let _ = CurrentMm.store_u16(self.addr, number);
+    fn run(&self, number: u16, mm: CurrentMm<'_>) {
+        let _ = mm.store_u16(self.addr, number);
         self.runs.fetch_add(1, Full);
         self.done.complete_all();
     }
@@ -789,7 +794,7 @@ mod kthread {
         work.wanted.store(0x1234, Relaxed);
         thread.wake();
         work.done.wait_for_completion();
-        assert_eq!(CurrentMm.load_u16(page)?, 0x1234);
+        assert_eq!(MEM.load_u16(page)?, 0x1234);
         drop(thread);
         assert_eq!(work.runs.load(Relaxed), 1);
         // The thread gave its reference back.

@@ -13,30 +13,59 @@ use crate::usermem::{
     UserAddr,
     UserMemory, //
 };
-use core::mem::MaybeUninit;
+use core::{
+    marker::PhantomData,
+    mem::MaybeUninit, //
+};
 use kernel::{
     error::to_result,
     ffi::c_void,
     prelude::*,
-    sync::barrier::{
-        smp_mb,
-        Full,
-        Read,
-        Write, //
-    }, //
+    task::CurrentTask,
+    types::NotThreadSafe, //
 };
 
-/// The user memory of whichever address space is current.
+/// The current task's user memory, for `'mm`.
+///
+/// A token, of no size: the worker's thread makes one for each turn, a call of the device's file one
+/// if its task has an address space, and both hand it down. It can't leave the task, nor be kept
+/// after the turn or the call: a device, which lives longer, has no way to user memory of its own.
+/// So whatever touches user memory was told by its caller that there is one, and nothing does that
+/// from a wait queue's callback, a kernel thread's work (which may hold the memory of whatever
+/// process ran before), or another process.
 ///
 /// Its methods may sleep. An address is checked to be one of user space at each access, so no
 /// address, whoever made it up, can lead to the kernel's memory.
-#[derive(Clone, Copy, Default)]
-pub struct CurrentMm;
+///
+/// # Invariants
+///
+/// Throughout `'mm` the current task has the address space of a user process: its own, or one that
+/// it borrowed.
+#[derive(Clone, Copy)]
+pub struct CurrentMm<'mm> {
+    _mm: PhantomData<&'mm ()>,
+    // Of no use in another thread.
+    _not_send: NotThreadSafe,
+}
 
 /// What is no longer is copied by words: a processor's string instructions have to get going.
 const FEW: usize = 128;
 
-impl CurrentMm {
+impl CurrentMm<'_> {
+    /// The token of a task that is known to have an address space.
+    ///
+    /// # Safety
+    ///
+    /// The current task has the address space of a user process for as long as the token is used.
+    #[inline(always)]
+    pub(super) const unsafe fn assume() -> Self {
+        // INVARIANT: By the safety requirement.
+        Self {
+            _mm: PhantomData,
+            _not_send: NotThreadSafe,
+        }
+    }
+
     /// As [`UserMemory::read`], for a buffer that need not hold anything yet. After success all of
     /// it does.
     #[inline(always)]
@@ -62,7 +91,17 @@ impl CurrentMm {
     }
 }
 
-impl UserMemory for CurrentMm {
+impl<'mm> CurrentMm<'mm> {
+    /// The token of `task`, if it has an address space.
+    pub(super) fn of(task: &'mm CurrentTask) -> Option<Self> {
+        task.mm()?;
+        // SAFETY: It was looked at. It changes only where a task gives back one that it borrowed,
+        // and by its own rules `task` does not outlive that.
+        Some(unsafe { Self::assume() })
+    }
+}
+
+impl UserMemory for CurrentMm<'_> {
     #[inline]
     fn access_ok(&self, addr: UserAddr, len: u64) -> bool {
         let Ok(len) = usize::try_from(len) else {
@@ -146,16 +185,19 @@ impl UserMemory for CurrentMm {
 
     #[inline(always)]
     fn read_barrier(&self) {
-        smp_mb(Read);
+        // SAFETY: Without preconditions.
+        unsafe { kernel::bindings::smp_rmb() }
     }
 
     #[inline(always)]
     fn write_barrier(&self) {
-        smp_mb(Write);
+        // SAFETY: Without preconditions.
+        unsafe { kernel::bindings::smp_wmb() }
     }
 
     #[inline(always)]
     fn full_barrier(&self) {
-        smp_mb(Full);
+        // SAFETY: Without preconditions.
+        unsafe { kernel::bindings::smp_mb() }
     }
 }

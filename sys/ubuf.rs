@@ -7,7 +7,8 @@
 use super::{
     bindings as local,
     poll::Wake,
-    socket::Socket, //
+    socket::Socket,
+    uaccess::CurrentMm, //
 };
 use crate::{
     memtable::Segments,
@@ -229,6 +230,7 @@ impl<T: Wake> UserBufs<T> {
     /// [`MAX_PACKETS`]. After an error the packet is not kept.
     pub fn send(
         &mut self,
+        mm: CurrentMm<'_>,
         sock: &Socket,
         segments: &Segments,
         skip: usize,
@@ -255,7 +257,7 @@ impl<T: Wake> UserBufs<T> {
             });
         }
         // SAFETY: `ubuf` and its operations are valid until it is completed, as it is counted.
-        let sent = unsafe { sock.send_ubuf(segments, skip, more, &raw mut (*slot).ubuf) };
+        let sent = unsafe { sock.send_ubuf(mm, segments, skip, more, &raw mut (*slot).ubuf) };
         if let Err(err) = sent {
             // SAFETY: The slot was written.
             let state = unsafe { &(*slot).state };
@@ -306,7 +308,8 @@ impl<T: Wake> Drop for UserBufs<T> {
         self.shared.wait();
         if self.used {
             // The callbacks that made it so may still be at it.
-            rcu::synchronize_rcu();
+            // SAFETY: Without preconditions, but for a context that may sleep.
+            unsafe { bindings::synchronize_rcu() };
         }
     }
 }

@@ -82,7 +82,8 @@ impl FragCache {
     /// Whether the page at hand has `size` bytes that are not cut.
     #[inline(always)]
     fn has(&self, size: u32) -> bool {
-        // Far from overflow: neither is more than a page.
+        // Far from overflow. Where memory is short a page may be a smaller one, which is not known here:
+        // then it is over sooner, and there is another one.
         self.now.offset.wrapping_add(size) <= local::FRAG_CACHE_SIZE
     }
 
@@ -254,13 +255,19 @@ impl XdpBatch {
     /// [`EINVAL`] if it is shorter than its header and that of an Ethernet; with [`EFAULT`] if `segments` can't be read;
     /// and with [`ENOMEM`].
     #[inline(always)]
-    pub fn push(&mut self, layout: Layout, segments: &Segments, skip: usize) -> Result<&mut [u8]> {
-        let Layout { header, pad, least } = layout;
+    pub fn push(
+        &mut self,
+        mm: CurrentMm<'_>,
+        layout: Layout,
+        segments: &Segments,
+        skip: usize,
+    ) -> Result<&mut [u8]> {
+        let (header, pad) = (layout.header, layout.pad);
         let len = segments.total().saturating_sub(skip);
-        if len < least {
+        if len < layout.least {
             return Err(EINVAL);
         }
-        // `least` is no less than `header`.
+        // No less than `header`.
         let data_len = len.wrapping_sub(header);
         let size = layout.size(len)?;
         let slot = self.buffs.get_mut(self.len).ok_or(ENOSPC)?;
@@ -278,8 +285,8 @@ impl XdpBatch {
         };
         match segments.only() {
             // By the list's invariant it has as many bytes.
-            Some(all) => CurrentMm.read_uninit(all.skip(skip).addr(), room)?,
-            None => read_pieces(segments.as_slice(), skip, room)?,
+            Some(all) => mm.read_uninit(all.skip(skip).addr(), room)?,
+            None => read_pieces(mm, segments.as_slice(), skip, room)?,
         }
         let from = room.as_ptr().cast::<u8>();
         // SAFETY: There are `HEADER_MAX` bytes at the start of the fragment, with the pad of the
@@ -293,18 +300,13 @@ impl XdpBatch {
                 12 => start.copy_from_nonoverlapping(from, 12),
                 _ => start.copy_from_nonoverlapping(from, header),
             }
-            local::xdp_fill_buff(
-                slot.as_mut_ptr(),
-                start,
-                size,
-                pad as c_int,
-                data_len as c_int,
-            );
+            let (pad, data_len) = (pad as c_int, data_len as c_int);
+            local::xdp_fill_buff(slot.as_mut_ptr(), start, size, pad, data_len);
         }
         // INVARIANT: There was a slot, which is filled in now; the fragment is the batch's.
         core::mem::forget(frag);
         self.len = self.len.wrapping_add(1);
-        self.full = self.swapped && !self.cache.has(size);
+        self.full = self.len >= BATCH || (self.swapped && !self.cache.has(size));
         // SAFETY: The header is at the start of the fragment, all of it was written, and it is
         // borrowed from the batch that owns it.
         Ok(unsafe { slice::from_raw_parts_mut(start, header) })
@@ -354,14 +356,19 @@ impl Drop for XdpBatch {
 /// Fills `to` with what `segments` have behind their first `skip` bytes. Fails with [`EFAULT`] if
 /// that is not enough, or can't be read.
 #[inline(never)]
-fn read_pieces(segments: &[Segment], mut skip: usize, mut to: &mut [MaybeUninit<u8>]) -> Result {
+fn read_pieces(
+    mm: CurrentMm<'_>,
+    segments: &[Segment],
+    mut skip: usize,
+    mut to: &mut [MaybeUninit<u8>],
+) -> Result {
     for segment in segments {
         let rest = segment.skip(skip);
         skip -= segment.len() - rest.len();
         let count = rest.len().min(to.len());
         let (now, later) = to.split_at_mut_checked(count).ok_or(EFAULT)?;
         if count > 0 {
-            CurrentMm.read_uninit(rest.addr(), now)?;
+            mm.read_uninit(rest.addr(), now)?;
         }
         to = later;
     }

@@ -28,7 +28,8 @@ use super::{
     worker::{
         self,
         Rest,
-        Run, //
+        Run,
+        WorkerId, //
     }, //
 };
 use crate::{
@@ -37,7 +38,11 @@ use crate::{
         Iotlb,
         MemTable, //
     },
-    sys::sched::cond_resched,
+    sys::{
+        compat::ENOBUFS,
+        sched::cond_resched,
+        uaccess::CurrentMm, //
+    },
     uapi,
     vring::{
         Fault,
@@ -84,11 +89,11 @@ pub trait Driver: Sized + Send + Sync + 'static {
     /// Makes the state of queue `index`. Fails with [`ENOMEM`].
     fn new_queue(index: usize) -> Result<Self::Queue>;
 
-    /// Moves what can be moved through queue `index`. Called by the worker.
+    /// Moves what can be moved through queue `index`, in the user memory `mm`. Called by the worker.
     ///
     /// Returns after how many milliseconds the queue is to run again, for want of memory; 0 if
     /// there is no such want.
-    fn run(device: &Device<Self>, index: usize, cause: Cause) -> u32;
+    fn run(device: &Device<Self>, mm: CurrentMm<'_>, index: usize, cause: Cause) -> u32;
 
     /// Waits until nothing that was begun before uses guest memory any more.
     ///
@@ -99,6 +104,8 @@ pub trait Driver: Sized + Send + Sync + 'static {
 /// Why a queue runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Cause {
+    /// Who runs it.
+    pub worker: WorkerId,
     /// Its driver kicked it.
     pub kicked: bool,
     /// Another queue waits until it has run.
@@ -178,9 +185,15 @@ impl<D: Driver> Device<D> {
         QueueGuard::<D>::for_owner(self.lock_for_owner(queue))
     }
 
-    /// Locks a queue, for the worker.
-    pub fn queue_to_run(&self, index: usize) -> Option<QueueGuard<'_, D>> {
-        Some(QueueGuard::<D>::new(self.find_queue(index)?.lock()))
+    /// Locks a queue, for `worker`. There is none if that is not whom it belongs to any more: a
+    /// worker may go on for a while after its owner has given the device back, and another owner's
+    /// queue is in other memory than its own.
+    pub fn queue_to_run(&self, index: usize, worker: WorkerId) -> Option<QueueGuard<'_, D>> {
+        let queue = self.find_queue(index)?.lock();
+        if queue.worker.as_ref()?.id() != worker {
+            return None;
+        }
+        Some(QueueGuard::<D>::new(queue))
     }
 
     /// Locks the queue beside the one of this index, for a worker that has that one locked. It may
@@ -269,9 +282,14 @@ impl<D: Driver> Device<D> {
     ///
     /// Fails with [`EFAULT`] if writes to guest memory are to be logged, and the log is not in
     /// user space, and if there is no memory for an IOTLB.
-    pub fn set_features(&self, features: Features, mut f: impl FnMut(&mut Queue<D>)) -> Result {
+    pub fn set_features(
+        &self,
+        mm: CurrentMm<'_>,
+        features: Features,
+        mut f: impl FnMut(&mut Queue<D>),
+    ) -> Result {
         let mut state = self.state.lock();
-        if features.has(Features::LOG_ALL) && !self.mem_access_ok(state.mem.as_ref(), true) {
+        if features.has(Features::LOG_ALL) && !self.mem_access_ok(mm, state.mem.as_ref(), true) {
             return Err(EFAULT);
         }
         // Where there was an IOTLB before, what it knew may be out of date.
@@ -319,13 +337,13 @@ impl<D: Driver> Device<D> {
     ///
     /// Fails with [`EFAULT`] if the ring can't be accessed, and with [`ENOMEM`]. If that is
     /// because of the IOTLB the owner is told so.
-    pub fn start(&self, queue: &mut Queue<D>) -> Result {
-        queue.try_start().map_err(|fault| {
+    pub fn start(&self, queue: &mut Queue<D>, mm: CurrentMm<'_>) -> Result {
+        queue.try_start(mm).map_err(|fault| {
             if fault.error == ENOMEM {
                 return ENOMEM;
             }
             if queue.iotlb.is_some() {
-                queue.look_ahead(fault, None, Wanted::default());
+                queue.look_ahead(mm, fault, None, Wanted::default());
                 self.wait_for_misses(queue, fault, false);
                 queue.fault(fault);
             }
@@ -378,23 +396,32 @@ impl<D: Driver> Device<D> {
     }
 
     /// Whether `mem` may be the memory of all the queues that run.
-    pub(super) fn mem_access_ok(&self, mem: Option<&Arc<MemTable>>, log_all: bool) -> bool {
+    pub(super) fn mem_access_ok(
+        &self,
+        mm: CurrentMm<'_>,
+        mem: Option<&Arc<MemTable>>,
+        log_all: bool,
+    ) -> bool {
         self.all_queues(|queue| {
             let log = (log_all || queue.features.has(Features::LOG_ALL)).then_some(queue.log);
             // A queue that does not run is checked when it starts.
-            !queue.is_running() || queue.mem_access_ok(mem, log)
+            !queue.is_running() || queue.mem_access_ok(mm, mem, log)
         })
     }
 }
 
 impl<D: Driver> Run for Device<D> {
-    fn run(&self, bits: WorkBits) -> Rest {
+    fn run(&self, worker: WorkerId, bits: WorkBits, mm: CurrentMm<'_>) -> Rest {
         let mut rest = Rest::default();
         for index in 0..QUEUES {
             let kicked = bits.has(WorkBits::kick(index));
             if kicked || bits.has(WorkBits::ready(index)) {
-                let waited_for = bits.has_after(index);
-                let msecs = D::run(self, index, Cause { kicked, waited_for });
+                let cause = Cause {
+                    worker,
+                    kicked,
+                    waited_for: bits.has_after(index),
+                };
+                let msecs = D::run(self, mm, index, cause);
                 if msecs > 0 {
                     rest.add(msecs, WorkBits::ready(index));
                 }

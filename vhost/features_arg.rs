@@ -10,6 +10,7 @@ use crate::{
         Features, //
     },
     sys::{
+        compat::EOPNOTSUPP,
         sched::cond_resched,
         uaccess::CurrentMm, //
     },
@@ -24,18 +25,20 @@ use kernel::prelude::*;
 /// The words of a `VHOST_GET_FEATURES_ARRAY` or `VHOST_SET_FEATURES_ARRAY` argument.
 ///
 /// It starts with their number, and user space may have more or fewer than the kernel.
-pub struct FeaturesArg {
+pub struct FeaturesArg<'mm> {
+    mm: CurrentMm<'mm>,
     arg: Arg,
     count: u64,
 }
 
-impl FeaturesArg {
+impl<'mm> FeaturesArg<'mm> {
     /// After how many words it looks for a signal.
     const PAUSE: u64 = 4096;
 
     /// Reads the number of words. Fails with [`EFAULT`].
-    pub fn new(arg: Arg) -> Result<Self> {
+    pub fn new(mm: CurrentMm<'mm>, arg: Arg) -> Result<Self> {
         Ok(Self {
+            mm,
             arg: arg.offset(size_of::<u64>()),
             count: arg.read()?,
         })
@@ -70,7 +73,10 @@ impl FeaturesArg {
             return Ok(());
         };
         let size = rest.saturating_mul(size_of::<u64>() as u64);
-        if !CurrentMm.access_ok(UserAddr::new(self.word(ours).addr()), size) {
+        if !self
+            .mm
+            .access_ok(UserAddr::new(self.word(ours).addr()), size)
+        {
             return Err(EFAULT);
         }
         for index in ours..self.count {

@@ -23,8 +23,10 @@ use crate::{
         Region, //
     },
     sys::{
+        compat::EOPNOTSUPP,
         eventfd::EventFdCtx,
-        sched::cond_resched, //
+        sched::cond_resched,
+        uaccess::CurrentMm, //
     },
     uapi::{
         self,
@@ -43,7 +45,7 @@ impl<D: Driver> Device<D> {
     /// Fails with [`EPERM`] unless the current task shares the owner's memory, with [`EFAULT`] if
     /// the argument can't be read or written, with [`ENOBUFS`] if there is no such queue, with
     /// [`ENOIOCTLCMD`] if there is no such ioctl, and as each one says.
-    pub fn ioctl(&self, cmd: u32, arg: Arg) -> Result {
+    pub fn ioctl(&self, mm: CurrentMm<'_>, cmd: u32, arg: Arg) -> Result {
         let mut state = self.state.lock();
         #[cfg(CONFIG_VHOST_ENABLE_FORK_OWNER_CONTROL)]
         match cmd {
@@ -53,10 +55,10 @@ impl<D: Driver> Device<D> {
         }
         state.check_owner()?;
         let result = match cmd {
-            uapi::SET_MEM_TABLE => self.set_mem_table(&mut state, arg),
-            uapi::SET_LOG_BASE => self.set_log_base(arg),
+            uapi::SET_MEM_TABLE => self.set_mem_table(mm, &mut state, arg),
+            uapi::SET_LOG_BASE => self.set_log_base(mm, arg),
             uapi::SET_LOG_FD => self.set_log_fd(&mut state, arg),
-            _ => return self.vring_ioctl(cmd, arg),
+            _ => return self.vring_ioctl(mm, cmd, arg),
         };
         D::flush(self);
         result
@@ -75,7 +77,7 @@ impl<D: Driver> Device<D> {
         Ok(())
     }
 
-    fn set_mem_table(&self, state: &mut State<Self>, arg: Arg) -> Result {
+    fn set_mem_table(&self, mm: CurrentMm<'_>, state: &mut State<Self>, arg: Arg) -> Result {
         let header: uapi::Memory = arg.read()?;
         if header.padding != 0 {
             return Err(EOPNOTSUPP);
@@ -100,8 +102,11 @@ impl<D: Driver> Device<D> {
                 GFP_KERNEL,
             )?;
         }
-        let mem = Arc::new(MemTable::new(regions.iter().copied().inspect(|_| cond_resched()))?, GFP_KERNEL)?;
-        if !self.mem_access_ok(Some(&mem), false) {
+        let mem = Arc::new(
+            MemTable::new(regions.iter().copied().inspect(|_| cond_resched()))?,
+            GFP_KERNEL,
+        )?;
+        if !self.mem_access_ok(mm, Some(&mem), false) {
             return Err(EFAULT);
         }
         // A queue that runs goes on with the new table: each turn looks it up anew.
@@ -110,13 +115,13 @@ impl<D: Driver> Device<D> {
         Ok(())
     }
 
-    fn set_log_base(&self, arg: Arg) -> Result {
+    fn set_log_base(&self, mm: CurrentMm<'_>, arg: Arg) -> Result {
         let base: u64 = arg.read()?;
         usize::try_from(base).map_err(|_| EFAULT)?;
         let log = DirtyLog::new(UserAddr::new(base));
         let mut result = Ok(());
         self.each_queue(|queue| {
-            if queue.is_running() && !queue.log_access_ok(log) {
+            if queue.is_running() && !queue.log_access_ok(mm, log) {
                 result = Err(EFAULT);
             } else {
                 queue.log = log;
@@ -137,12 +142,12 @@ impl<D: Driver> Device<D> {
         Ok(())
     }
 
-    fn vring_ioctl(&self, cmd: u32, arg: Arg) -> Result {
+    fn vring_ioctl(&self, mm: CurrentMm<'_>, cmd: u32, arg: Arg) -> Result {
         let index: u32 = arg.read()?;
         let mut queue = self.queue(index as usize)?;
         match cmd {
             uapi::SET_VRING_NUM => queue.set_num(arg),
-            uapi::SET_VRING_ADDR => queue.set_addr(arg),
+            uapi::SET_VRING_ADDR => queue.set_addr(mm, arg),
             uapi::SET_VRING_BASE => queue.set_base(arg),
             uapi::GET_VRING_BASE => queue.write_state(arg, u32::from(queue.ring.base())),
             uapi::SET_VRING_KICK => queue.set_kick(arg),

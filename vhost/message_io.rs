@@ -20,6 +20,7 @@ use crate::{
         READ_WRITE, //
     },
     sys::{
+        compat::EBADFD,
         poll::{
             self,
             Wake, //
@@ -87,7 +88,7 @@ impl<D: Driver> Device<D> {
     /// empty range, and with [`EFAULT`] if the device can't follow it: it is neither an update nor
     /// an invalidation, there is no IOTLB, the
     /// range wraps, its user memory is not in user space, or there is no memory to keep it.
-    pub fn write(&self, from: &mut IovIterSource<'_>) -> Result<usize> {
+    pub fn write(&self, mm: CurrentMm<'_>, from: &mut IovIterSource<'_>) -> Result<usize> {
         let mut kind = [0; size_of::<u32>()];
         if from.copy_from_iter(&mut kind) != kind.len() {
             return Err(EINVAL);
@@ -108,11 +109,11 @@ impl<D: Driver> Device<D> {
         if message.kind == uapi::IOTLB_UPDATE && message.size == 0 {
             return Err(EINVAL);
         }
-        self.follow(&message).map_err(|_| EFAULT)?;
+        self.follow(mm, &message).map_err(|_| EFAULT)?;
         Ok(size_of::<uapi::Message>())
     }
 
-    fn follow(&self, message: &uapi::IotlbMessage) -> Result {
+    fn follow(&self, mm: CurrentMm<'_>, message: &uapi::IotlbMessage) -> Result {
         let state = self.state.lock();
         let iotlb = state.iotlb.as_ref().ok_or(EFAULT)?;
         let (addr, size) = (Iova::new(message.iova), message.size);
@@ -121,7 +122,7 @@ impl<D: Driver> Device<D> {
                 let user = UserAddr::new(message.uaddr);
                 let last = message.uaddr.checked_add(size - 1).ok_or(EFAULT)?;
                 usize::try_from(last).map_err(|_| EFAULT)?;
-                if message.perm & READ_WRITE != 0 && !CurrentMm.access_ok(user, size) {
+                if message.perm & READ_WRITE != 0 && !mm.access_ok(user, size) {
                     return Err(EFAULT);
                 }
                 self.lock_for_owner(iotlb)

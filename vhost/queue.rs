@@ -83,7 +83,7 @@ pub fn backend_poll<W: Wake>(index: usize, mask: u32) -> Result<QueuePoll<W>> {
 /// A queue of a device.
 pub struct Queue<S: QueueState, W: Wake> {
     /// The ring.
-    pub ring: Vring<CurrentMm>,
+    pub ring: Vring,
     /// Guest memory, once the owner has described it.
     pub mem: Option<Arc<MemTable>>,
     /// What knows the driver's addresses, if they are not guest physical ones. A turn of the
@@ -128,7 +128,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
     /// A queue of a new device, with this number. Fails with [`ENOMEM`].
     pub(super) fn new(index: usize, state: S, shown: Arc<Shown>) -> Result<Self> {
         Ok(Self {
-            ring: Vring::new(CurrentMm)?,
+            ring: Vring::new()?,
             mem: None,
             iotlb: None,
             ahead: Ahead::new()?,
@@ -229,13 +229,19 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
 
     /// Looks, after a fault that is a miss, for what else the IOTLB does not know of what the
     /// queue will come upon, of which it needs `wanted` next. Without `iotlb` it looks for nothing.
-    pub fn look_ahead(&mut self, fault: Fault, iotlb: Option<&Iotlb>, wanted: Wanted) {
+    pub fn look_ahead(
+        &mut self,
+        mm: CurrentMm<'_>,
+        fault: Fault,
+        iotlb: Option<&Iotlb>,
+        wanted: Wanted,
+    ) {
         let Some(miss) = fault.miss else {
             return;
         };
         self.ahead.begin(miss);
         if let Some(iotlb) = iotlb {
-            self.ring.look_ahead(iotlb, wanted, &mut self.ahead);
+            self.ring.look_ahead(mm, iotlb, wanted, &mut self.ahead);
         }
     }
 
@@ -245,7 +251,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
     }
 
     /// Readies the ring for a backend. Fails as [`Vring::start`].
-    pub(super) fn try_start(&mut self) -> Result<(), Fault> {
+    pub(super) fn try_start(&mut self, mm: CurrentMm<'_>) -> Result<(), Fault> {
         let endian = if self.features.has(Features::VERSION_1) {
             Endian::Little
         } else {
@@ -253,14 +259,14 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         };
         let iotlb = self.iotlb.clone();
         let iotlb = iotlb.as_ref().map(|iotlb| iotlb.lock());
-        let started = self.ring.start(endian, iotlb.as_deref());
+        let started = self.ring.start(mm, endian, iotlb.as_deref());
         self.after_used_write();
         started
     }
 
     /// Asks the driver not to kick. Fails as [`Vring::disable_kicks`].
-    pub fn disable_kicks(&mut self) -> Result<(), Fault> {
-        let result = self.ring.disable_kicks();
+    pub fn disable_kicks(&mut self, mm: CurrentMm<'_>) -> Result<(), Fault> {
+        let result = self.ring.disable_kicks(mm);
         self.after_used_write();
         result
     }
@@ -269,11 +275,11 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
     /// are disabled again, and the caller looks for it.
     ///
     /// Fails as [`Vring::enable_kicks`].
-    pub fn enable_kicks(&mut self) -> Result<bool, Fault> {
-        let more = self.ring.enable_kicks();
+    pub fn enable_kicks(&mut self, mm: CurrentMm<'_>) -> Result<bool, Fault> {
+        let more = self.ring.enable_kicks(mm);
         self.after_used_write();
         if let Ok(true) = more {
-            self.disable_kicks()?;
+            self.disable_kicks(mm)?;
         }
         more
     }
@@ -282,18 +288,18 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
     ///
     /// Fails with [`EFAULT`] if the used ring can't be written; then they are still completed. So
     /// it does, after a call, if the driver can't be asked whether it wants one.
-    pub fn publish(&mut self) -> Result<(), Fault> {
+    pub fn publish(&mut self, mm: CurrentMm<'_>) -> Result<(), Fault> {
         if self.ring.unpublished() == 0 {
             return Ok(());
         }
-        let published = self.ring.publish();
+        let published = self.ring.publish(mm);
         self.after_used_write();
         published?;
         let Some(call) = &self.call else {
             return Ok(());
         };
         // When in doubt, call: a driver that is called for nothing only looks.
-        let wanted = self.ring.wants_call();
+        let wanted = self.ring.wants_call(mm);
         if let Ok(false) = wanted {
             self.stats.calls_suppressed += 1;
         } else {

@@ -25,8 +25,10 @@ use crate::{
         MemTable, //
     },
     sys::{
+        compat::EOPNOTSUPP,
         eventfd::EventFdFile,
-        poll::Wake, //
+        poll::Wake,
+        uaccess::CurrentMm, //
     },
     uapi::{
         self,
@@ -49,38 +51,46 @@ use kernel::{
 impl<S: QueueState, W: Wake> Queue<S, W> {
     /// Whether `mem` may be this queue's memory: all of it is in user space, and so is the part of
     /// the log at `log` that stands for it.
-    pub(super) fn mem_access_ok(&self, mem: Option<&Arc<MemTable>>, log: Option<DirtyLog>) -> bool {
+    pub(super) fn mem_access_ok(
+        &self,
+        mm: CurrentMm<'_>,
+        mem: Option<&Arc<MemTable>>,
+        log: Option<DirtyLog>,
+    ) -> bool {
         let Some(mem) = mem else {
             return false;
         };
-        mem.access_ok(self.ring.mem())
-            && log.is_none_or(|log| {
-                mem.ranges()
-                    .all(|(addr, len)| log.access_ok(self.ring.mem(), addr, len))
-            })
+        mem.access_ok(mm)
+            && log.is_none_or(|log| mem.ranges().all(|(addr, len)| log.access_ok(mm, addr, len)))
     }
 
     /// Whether the used ring may be logged at `addr` of `log`.
-    fn used_log_access_ok(&self, log: DirtyLog, addr: Option<GuestAddr>) -> bool {
+    fn used_log_access_ok(
+        &self,
+        mm: CurrentMm<'_>,
+        log: DirtyLog,
+        addr: Option<GuestAddr>,
+    ) -> bool {
         // With an IOTLB it is found in guest memory, whose log is looked at anyway.
         self.iotlb.is_some()
-            || addr.is_none_or(|addr| log.access_ok(self.ring.mem(), addr, self.ring.used_size()))
+            || addr.is_none_or(|addr| log.access_ok(mm, addr, self.ring.used_size()))
     }
 
     /// Whether the log may be at `log`.
-    pub(super) fn log_access_ok(&self, log: DirtyLog) -> bool {
+    pub(super) fn log_access_ok(&self, mm: CurrentMm<'_>, log: DirtyLog) -> bool {
         let all = self.features.has(Features::LOG_ALL).then_some(log);
-        self.mem_access_ok(self.mem.as_ref(), all) && self.used_log_access_ok(log, self.used_log)
+        self.mem_access_ok(mm, self.mem.as_ref(), all)
+            && self.used_log_access_ok(mm, log, self.used_log)
     }
 
     /// Whether the ring may be at `addrs`. What an IOTLB says of them is looked at in each turn.
-    fn ring_access_ok(&self, addrs: RingAddrs) -> bool {
-        self.iotlb.is_some() || self.ring.access_ok(addrs)
+    fn ring_access_ok(&self, mm: CurrentMm<'_>, addrs: RingAddrs) -> bool {
+        self.iotlb.is_some() || self.ring.access_ok(mm, addrs)
     }
 
     /// Whether all that the queue needs is in user space: it can run.
-    pub fn access_ok(&self) -> bool {
-        self.log_access_ok(self.log) && self.ring_access_ok(self.ring.addrs())
+    pub fn access_ok(&self, mm: CurrentMm<'_>) -> bool {
+        self.log_access_ok(mm, self.log) && self.ring_access_ok(mm, self.ring.addrs())
     }
 
     pub(super) fn update_used_log(&mut self) {
@@ -119,7 +129,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         self.ring.set_num(state.num)
     }
 
-    pub(super) fn set_addr(&mut self, arg: Arg) -> Result {
+    pub(super) fn set_addr(&mut self, mm: CurrentMm<'_>, arg: Arg) -> Result {
         let addr: uapi::VringAddr = arg.read()?;
         if addr.flags & !uapi::VRING_F_LOG != 0 {
             return Err(EOPNOTSUPP);
@@ -145,7 +155,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
             (addr.flags & uapi::VRING_F_LOG != 0).then_some(GuestAddr::new(addr.log_guest_addr));
         // If the queue does not run, its size may not be known yet: it is checked when it starts.
         if self.is_running()
-            && !(self.ring_access_ok(addrs) && self.used_log_access_ok(self.log, used_log))
+            && !(self.ring_access_ok(mm, addrs) && self.used_log_access_ok(mm, self.log, used_log))
         {
             return Err(EINVAL);
         }

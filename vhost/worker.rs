@@ -14,6 +14,7 @@ use crate::sys::{
     kthread::Kthread,
     poll::Wake,
     sched::sleep_unless,
+    uaccess::CurrentMm,
     vhost_task::{
         VhostTask,
         Work, //
@@ -28,10 +29,15 @@ use kernel::{
 
 /// What a worker runs.
 pub trait Run: Send + Sync + 'static {
-    /// Does what `bits` say, and says what there is to do only after a rest. Called by the worker's
-    /// thread, in the owner's address space.
-    fn run(&self, bits: WorkBits) -> Rest;
+    /// Does what `bits` say, and says what there is to do only after a rest. Called by the thread of
+    /// `worker`, in its owner's address space, of which `mm` is the user memory.
+    fn run(&self, worker: WorkerId, bits: WorkBits, mm: CurrentMm<'_>) -> Rest;
 }
+
+/// Which worker it is: two that exist at a time are not the same, and a worker exists as long as its
+/// thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerId(usize);
 
 /// What there is to do after a rest: to try at once what there is no memory for would keep a CPU.
 #[derive(Default)]
@@ -54,6 +60,13 @@ struct Runner<R: Run> {
     target: Arc<R>,
 }
 
+impl<R: Run> Runner<R> {
+    fn id(&self) -> WorkerId {
+        // It has a size, and the thread has a reference to it.
+        WorkerId(core::ptr::from_ref(self).addr())
+    }
+}
+
 impl<R: Run> Work for Runner<R> {
     type Batch = WorkBits;
 
@@ -61,8 +74,8 @@ impl<R: Run> Work for Runner<R> {
         self.set.take()
     }
 
-    fn run(&self, bits: WorkBits) {
-        let rest = self.target.run(bits);
+    fn run(&self, bits: WorkBits, mm: CurrentMm<'_>) {
+        let rest = self.target.run(self.id(), bits, mm);
         if rest.bits != 0 {
             // Not for longer than there is nothing else to do: that is rest enough.
             sleep_unless(rest.msecs, || self.set.has_work());
@@ -109,6 +122,11 @@ impl<R: Run> Worker<R> {
             Thread::Kernel(Kthread::spawn(runner.clone(), &name, mm.into())?)
         };
         Ok(Arc::new(Self { runner, thread }, GFP_KERNEL)?)
+    }
+
+    /// Which one it is.
+    pub fn id(&self) -> WorkerId {
+        self.runner.id()
     }
 
     /// Whether there is something to do that was not begun.

@@ -18,7 +18,10 @@ use super::{
     queue::run_when_ready,
     zcopy::ZeroCopy, //
 };
-use crate::uapi;
+use crate::{
+    sys::uaccess::CurrentMm,
+    uapi, //
+};
 use kernel::prelude::*;
 
 /// Gives queue `index` the backend behind `fd`, or none if that is -1.
@@ -26,7 +29,7 @@ use kernel::prelude::*;
 /// Fails with [`EPERM`] unless the current task shares the owner's memory, with [`ENOBUFS`] if
 /// there is no such queue, with [`EFAULT`] if the queue is not set up, and with [`ENOTSOCK`] if
 /// `fd` is no backend.
-pub fn set_backend(device: &Device, index: usize, fd: i32) -> Result {
+pub fn set_backend(device: &Device, mm: CurrentMm<'_>, index: usize, fd: i32) -> Result {
     // Locked until the end: what else the owner wants waits.
     let state = device.lock();
     state.check_owner()?;
@@ -41,7 +44,7 @@ pub fn set_backend(device: &Device, index: usize, fd: i32) -> Result {
         // Whatever the queue waited for, it has no use for it any more.
         device.forget_misses(index);
     }
-    if !queue.access_ok() {
+    if !queue.access_ok(mm) {
         return Err(EFAULT);
     }
     let mut new = new?;
@@ -55,7 +58,7 @@ pub fn set_backend(device: &Device, index: usize, fd: i32) -> Result {
     if let Some(new) = &mut new {
         new.enable_zerocopy(index, queue.worker())?;
     }
-    let swapped = swap(device, queue, new);
+    let swapped = swap(device, mm, queue, new);
     // What is let go of may take a while, and needs no lock of the queue.
     drop(guard);
     let mut old = match swapped {
@@ -66,7 +69,7 @@ pub fn set_backend(device: &Device, index: usize, fd: i32) -> Result {
         }
     };
     if let Some(zerocopy) = old.as_mut().and_then(|old| old.zerocopy.take()) {
-        settle(device, index, zerocopy);
+        settle(device, mm, index, zerocopy);
     }
     // No turn is at the old one: each looks for it anew under the queue's lock.
     drop(old);
@@ -78,6 +81,7 @@ pub fn set_backend(device: &Device, index: usize, fd: i32) -> Result {
 /// Returns the new one with the error if that fails; then the queue goes on with the old one.
 fn swap(
     device: &Device,
+    mm: CurrentMm<'_>,
     queue: &mut Queue,
     new: Option<Backend>,
 ) -> Result<Option<Backend>, (Error, Option<Backend>)> {
@@ -87,7 +91,7 @@ fn swap(
     let old = core::mem::replace(&mut queue.state.backend, new);
     let started = match sock {
         Some(sock) => device
-            .start(queue)
+            .start(queue, mm)
             .and_then(|()| run_when_ready(queue, &sock)),
         None => Ok(()),
     };
@@ -104,7 +108,7 @@ fn swap(
 
 /// Waits until all packets of `zerocopy`, which queue `index` had, are done, and gives their
 /// buffers to the guest.
-fn settle(device: &Device, index: usize, mut zerocopy: ZeroCopy<Worker>) {
+fn settle(device: &Device, mm: CurrentMm<'_>, index: usize, mut zerocopy: ZeroCopy<Worker>) {
     zerocopy.in_flight().wait();
     let Ok(mut guard) = device.queue(index) else {
         return;
@@ -114,7 +118,7 @@ fn settle(device: &Device, index: usize, mut zerocopy: ZeroCopy<Worker>) {
     let iotlb = queue.iotlb.clone();
     let iotlb = iotlb.as_ref().map(|iotlb| iotlb.lock());
     let found = iotlb.as_ref().map_or(Ok(()), |i| queue.ring.find(i));
-    if let Err(fault) = found.and_then(|()| queue.publish()) {
+    if let Err(fault) = found.and_then(|()| queue.publish(mm)) {
         // If that is because of the IOTLB: nobody waits for an answer any more.
         queue.fault(fault);
     }

@@ -15,7 +15,10 @@ use super::net::{
 };
 use crate::{
     memtable::Iotlb,
-    sys::sched::need_resched, //
+    sys::{
+        sched::need_resched,
+        uaccess::CurrentMm, //
+    }, //
 };
 use kernel::{
     prelude::*,
@@ -42,6 +45,8 @@ pub enum Polled {
 /// Busy polling, as a turn may do it.
 pub struct BusyPoll<'a> {
     pub device: &'a Device,
+    /// The user memory of the turn.
+    pub mm: CurrentMm<'a>,
     /// The IOTLB of the turn, locked.
     pub iotlb: Option<&'a Iotlb>,
     /// Another queue waits until the turn is over.
@@ -73,6 +78,7 @@ impl BusyPoll<'_> {
     }
 
     fn until(&self, queue: &mut Queue, begin: Instant<Monotonic>, timeout: Delta) -> Polled {
+        let mm = self.mm;
         // Where both are wanted, the owner has the locks in the other order.
         let Some(mut other) = self.device.try_other_queue(queue.index()) else {
             return Polled::TimedOut;
@@ -90,13 +96,13 @@ impl BusyPoll<'_> {
                 .is_none_or(|iotlb| other.ring.find(iotlb).is_ok());
         if both {
             // Only advice to the driver: if it can't be given, the queue's own turn will say so.
-            let _ = other.disable_kicks();
+            let _ = other.disable_kicks(mm);
         }
 
         let worker = queue.worker();
         let worker = worker.as_deref();
         let mut interrupted = false;
-        while !(has_work(queue) || both && has_work(&mut other)) {
+        while !(has_work(queue, mm) || both && has_work(&mut other, mm)) {
             interrupted = self.device.is_waited_for() || worker.is_some_and(Worker::has_work);
             if interrupted
                 || need_resched()
@@ -107,12 +113,12 @@ impl BusyPoll<'_> {
             }
             cpu_relax();
         }
-        if both && (has_work(&mut other) || !matches!(other.enable_kicks(), Ok(false))) {
+        if both && (has_work(&mut other, mm) || !matches!(other.enable_kicks(mm), Ok(false))) {
             other.run_again();
         }
         // Also a packet without a buffer: a socket that was emptied does not get ready for it
         // again.
-        if has_packet(queue) && (queue.index() == RX || !queue.ring.is_empty()) {
+        if has_packet(queue) && (queue.index() == RX || !queue.ring.is_empty(mm)) {
             Polled::Found
         } else if interrupted {
             Polled::Interrupted
@@ -134,7 +140,7 @@ fn has_packet(queue: &mut Queue) -> bool {
 }
 
 /// Whether there is a packet to be moved, and a buffer that has it or takes it.
-fn has_work(queue: &mut Queue) -> bool {
+fn has_work(queue: &mut Queue, mm: CurrentMm<'_>) -> bool {
     // A ring that can't be read is not empty.
-    has_packet(queue) && !queue.ring.is_empty()
+    has_packet(queue) && !queue.ring.is_empty(mm)
 }

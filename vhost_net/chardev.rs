@@ -11,7 +11,11 @@ use super::{
 };
 use crate::{
     features::Features,
-    sys::miscdev::MiscDevice,
+    sys::{
+        compat::EOPNOTSUPP,
+        miscdev::MiscDevice,
+        uaccess::CurrentMm, //
+    },
     uapi::{
         self,
         Arg, //
@@ -54,7 +58,7 @@ const FEATURES: Features = Features::of(&[
 const BACKEND_FEATURES: u64 = uapi::BACKEND_F_IOTLB_MSG_V2;
 
 /// Sets the features that the guest accepted.
-fn set_features(device: &Device, features: Features) -> Result {
+fn set_features(device: &Device, mm: CurrentMm<'_>, features: Features) -> Result {
     if !features.is_subset_of(&FEATURES) {
         return Err(EOPNOTSUPP);
     }
@@ -70,7 +74,7 @@ fn set_features(device: &Device, features: Features) -> Result {
         header::LEN
     };
     let own = features.has(Features::VIRTIO_NET_HDR);
-    device.set_features(features, |queue| {
+    device.set_features(mm, features, |queue| {
         queue.state.own_header = if own { len } else { 0 };
         queue.state.backend_header = if own { 0 } else { len };
     })
@@ -89,20 +93,24 @@ impl MiscDevice for Device {
         Device::release(&this);
     }
 
-    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: usize) -> Result<isize> {
+    fn ioctl(this: ArcBorrow<'_, Self>, mm: CurrentMm<'_>, cmd: u32, arg: usize) -> Result<isize> {
         let arg = Arg::new(arg);
         match cmd {
             uapi::NET_SET_BACKEND => {
                 let file: uapi::VringFile = arg.read()?;
-                set_backend(&this, file.index as usize, file.fd)?;
+                set_backend(&this, mm, file.index as usize, file.fd)?;
             }
             uapi::GET_FEATURES => {
                 let [low, ..] = FEATURES.words();
                 arg.write(&low)?;
             }
-            uapi::SET_FEATURES => set_features(&this, Features::from_words([arg.read()?, 0]))?,
-            uapi::GET_FEATURES_ARRAY => FeaturesArg::new(arg)?.write(FEATURES)?,
-            uapi::SET_FEATURES_ARRAY => set_features(&this, FeaturesArg::new(arg)?.read()?)?,
+            uapi::SET_FEATURES => {
+                set_features(&this, mm, Features::from_words([arg.read()?, 0]))?;
+            }
+            uapi::GET_FEATURES_ARRAY => FeaturesArg::new(mm, arg)?.write(FEATURES)?,
+            uapi::SET_FEATURES_ARRAY => {
+                set_features(&this, mm, FeaturesArg::new(mm, arg)?.read()?)?
+            }
             uapi::GET_BACKEND_FEATURES => arg.write(&BACKEND_FEATURES)?,
             uapi::SET_BACKEND_FEATURES => {
                 let features: u64 = arg.read()?;
@@ -116,7 +124,7 @@ impl MiscDevice for Device {
                 Device::set_owner(this, &mut state)?;
             }
             uapi::RESET_OWNER => this.reset_owner()?,
-            _ => Device::ioctl(&this, cmd, arg)?,
+            _ => Device::ioctl(&this, mm, cmd, arg)?,
         }
         Ok(0)
     }
@@ -125,8 +133,12 @@ impl MiscDevice for Device {
         Device::read(&this, to, nonblock)
     }
 
-    fn write(this: ArcBorrow<'_, Self>, from: &mut IovIterSource<'_>) -> Result<usize> {
-        Device::write(&this, from)
+    fn write(
+        this: ArcBorrow<'_, Self>,
+        mm: CurrentMm<'_>,
+        from: &mut IovIterSource<'_>,
+    ) -> Result<usize> {
+        Device::write(&this, mm, from)
     }
 
     fn poll(this: ArcBorrow<'_, Self>, file: &File, table: PollTable<'_>) -> u32 {

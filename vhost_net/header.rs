@@ -61,21 +61,21 @@ fn cover_checksum(fields: &mut [u8; LEN - 2], len: usize, endian: Endian) -> boo
 /// Writes a header of `len` bytes that says nothing, at most [`TUNNEL_LEN`]. Fails with
 /// [`EFAULT`].
 #[inline(always)]
-pub fn write_empty(segments: &[Segment], len: usize) -> Result {
+pub fn write_empty(mm: CurrentMm<'_>, segments: &[Segment], len: usize) -> Result {
     let zeroes = [0; TUNNEL_LEN];
     let header = zeroes.get(..len).unwrap_or(&zeroes);
-    write_at(&CurrentMm, segments, 0, header)
+    write_at(mm, segments, 0, header)
 }
 
 /// Writes the number of buffers, in the ring's byte order, into a packet's header. Fails with
 /// [`EFAULT`].
 #[inline(always)]
-pub fn write_count(segments: &[Segment], count: u16) -> Result {
+pub fn write_count(mm: CurrentMm<'_>, segments: &[Segment], count: u16) -> Result {
     match segments {
         [first, ..] if first.len() >= MRG_LEN => {
             let addr = first.addr().offset(NUM_BUFFERS as u64);
-            CurrentMm.store_u16(addr, count)
+            mm.store_u16(addr, count)
         }
-        _ => write_at(&CurrentMm, segments, NUM_BUFFERS, &count.to_ne_bytes()),
+        _ => write_at(mm, segments, NUM_BUFFERS, &count.to_ne_bytes()),
     }
 }

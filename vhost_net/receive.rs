@@ -57,13 +57,16 @@ pub fn wanted(queue: &mut Queue) -> Wanted {
 ///
 /// Fails if the ring or a buffer is malformed, or out of reach.
 #[inline(never)]
-pub fn receive(queue: &mut Queue, maps: &Maps, budget: &mut Budget) -> Result<Pause, Fault> {
+pub fn receive(
+    queue: &mut Queue,
+    mm: CurrentMm<'_>,
+    maps: &Maps,
+    budget: &mut Budget,
+) -> Result<Pause, Fault> {
     let log = queue.log();
     // With an IOTLB, what knows where the log has them.
     let mem = queue.mem.as_deref().filter(|_| queue.iotlb.is_some());
-    let mergeable = queue.features.has(Features::MRG_RXBUF);
-    let counted = mergeable || queue.features.has(Features::VERSION_1);
-    let most = if mergeable { MAX_SEGMENTS } else { 1 };
+    let (most, counted) = chains_a_packet(queue.features);
     let (ring, stats, state) = (&mut queue.ring, &mut queue.stats, &mut queue.state);
     let (skip, endian) = (state.own_header, ring.endian());
     let Some(receiver) = state.backend.as_mut().and_then(|b| b.receiver.as_mut()) else {
@@ -76,13 +79,11 @@ pub fn receive(queue: &mut Queue, maps: &Maps, budget: &mut Budget) -> Result<Pa
         }
         let sock_len = packet + state.backend_header;
         let len = sock_len + skip;
-
         state.segments.clear();
         state.dirty.clear();
-        let mut take = ring.take();
+        let mut take = ring.take(mm);
         let list = log.is_some().then_some(&mut state.dirty);
-        let Some(room) = take_buffers(&mut take, maps, &mut state.segments, list, len, most)?
-        else {
+        let Some(room) = take_room(&mut take, maps, &mut state.segments, list, len, most)? else {
             budget.spend_descriptors(take.descriptors());
             return Ok(Pause::NoBuffer);
         };
@@ -92,7 +93,7 @@ pub fn receive(queue: &mut Queue, maps: &Maps, budget: &mut Budget) -> Result<Pa
             Err(EMSGSIZE)
         } else {
             let count = counted.then(|| endian.u16(take.chains()));
-            fill(receiver, &state.segments, skip, sock_len, count)
+            fill(mm, receiver, &state.segments, skip, sock_len, count)
         };
         if !matches!(filled, Ok(()) | Err(EFAULT)) {
             // It will never fit, or the backend has it no more. The buffers are put back.
@@ -100,7 +101,7 @@ pub fn receive(queue: &mut Queue, maps: &Maps, budget: &mut Budget) -> Result<Pa
             continue;
         }
         if let Some(log) = log {
-            match mark(log, mem, &state.segments, &state.dirty, len) {
+            match mark(mm, log, mem, &state.segments, &state.dirty, len) {
                 Ok(()) => state.logged = true,
                 Err(_) => stats.errors += 1,
             }
@@ -117,13 +118,20 @@ pub fn receive(queue: &mut Queue, maps: &Maps, budget: &mut Budget) -> Result<Pa
     Ok(Pause::Enough)
 }
 
+/// In how many chains a packet may be, and whether its header says in how many it is.
+fn chains_a_packet(features: Features) -> (usize, bool) {
+    let mergeable = features.has(Features::MRG_RXBUF);
+    let most = if mergeable { MAX_SEGMENTS } else { 1 };
+    (most, mergeable || features.has(Features::VERSION_1))
+}
+
 /// Takes buffers for a packet of `len` bytes, in at most `most` chains, and says what is written to
 /// each. Returns how many bytes they have, or [`None`] if there are not enough.
 ///
 /// Fails as [`Take::next_chain`], and with [`EINVAL`] if a buffer is one to transmit.
 #[inline(always)]
-fn take_buffers(
-    take: &mut Take<'_, CurrentMm>,
+fn take_room(
+    take: &mut Take<'_, CurrentMm<'_>>,
     maps: &Maps,
     segments: &mut Segments,
     mut dirty: Option<&mut DirtyList>,
@@ -153,20 +161,21 @@ fn take_buffers(
 /// this length any more, or as [`Receiver::receive`]. In any case the packet is gone.
 #[inline(always)]
 fn fill(
+    mm: CurrentMm<'_>,
     receiver: &mut Receiver,
     segments: &Segments,
     skip: usize,
     len: usize,
     count: Option<u16>,
 ) -> Result {
-    if receiver.receive(segments, skip, len)? != len {
+    if receiver.receive(mm, segments, skip, len)? != len {
         return Err(EAGAIN);
     }
     if skip > 0 {
-        header::write_empty(segments.as_slice(), skip)?;
+        header::write_empty(mm, segments.as_slice(), skip)?;
     }
     if let Some(count) = count {
-        header::write_count(segments.as_slice(), count)?;
+        header::write_count(mm, segments.as_slice(), count)?;
     }
     Ok(())
 }
@@ -177,6 +186,7 @@ fn fill(
 /// Fails as [`DirtyLog::mark_packet`] and [`DirtyLog::mark_segments`].
 #[cold]
 fn mark(
+    mm: CurrentMm<'_>,
     log: DirtyLog,
     mem: Option<&MemTable>,
     segments: &Segments,
@@ -184,7 +194,7 @@ fn mark(
     len: usize,
 ) -> Result {
     match mem {
-        Some(mem) => log.mark_segments(&CurrentMm, mem, segments.as_slice(), len),
-        None => log.mark_packet(&CurrentMm, dirty, len),
+        Some(mem) => log.mark_segments(mm, mem, segments.as_slice(), len),
+        None => log.mark_packet(mm, dirty, len),
     }
 }

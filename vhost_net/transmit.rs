@@ -71,15 +71,16 @@ impl Way {
 /// Fails if the ring or a packet is malformed, or out of reach.
 pub fn transmit(
     queue: &mut Queue,
+    mm: CurrentMm<'_>,
     maps: &Maps,
     sock: &Socket,
     way: Way,
     budget: &mut Budget,
 ) -> Result<Pause, Fault> {
     match way {
-        Way::Batches(layout) => transmit_batch(queue, maps, sock, layout, budget),
-        Way::Singly => transmit_singly(queue, maps, sock, false, budget),
-        Way::ZeroCopy => transmit_singly(queue, maps, sock, true, budget),
+        Way::Batches(layout) => transmit_batch(queue, mm, maps, sock, layout, budget),
+        Way::Singly => transmit_singly(queue, mm, maps, sock, false, budget),
+        Way::ZeroCopy => transmit_singly(queue, mm, maps, sock, true, budget),
     }
 }
 
@@ -130,6 +131,7 @@ fn pause_after(err: Error, len: usize, retries: &mut u32, budget: &Budget) -> Op
 #[inline(never)]
 fn transmit_batch(
     queue: &mut Queue,
+    mm: CurrentMm<'_>,
     maps: &Maps,
     sock: &Socket,
     layout: Layout,
@@ -140,13 +142,13 @@ fn transmit_batch(
 
     while ring.unpublished() < BATCH && !budget.is_spent() {
         state.segments.clear();
-        let mut take = ring.take();
+        let mut take = ring.take(mm);
         let Some(chain) = take.next_chain(maps, &mut state.segments, None)? else {
             return Ok(Pause::NoBuffer);
         };
         let len = packet_len(&chain, &state.segments, skip)?;
         let bytes = len.saturating_sub(layout.header()) as u64;
-        let sent = match state.batch.push(layout, &state.segments, skip) {
+        let sent = match state.batch.push(mm, layout, &state.segments, skip) {
             Ok(header) => match header::complete(header, len, endian) {
                 true => {
                     state.batch_bytes += bytes;
@@ -160,7 +162,7 @@ fn transmit_batch(
             // Too long for a batch: by itself, behind those that came before.
             Err(ENOSPC) => {
                 send_batch(state, stats, sock);
-                let sent = sock.send(&state.segments, skip, false);
+                let sent = sock.send(mm, &state.segments, skip, false);
                 sent.map(|_| {
                     stats.packets += 1;
                     stats.bytes += bytes;
@@ -187,6 +189,7 @@ fn transmit_batch(
 #[inline(never)]
 fn transmit_singly(
     queue: &mut Queue,
+    mm: CurrentMm<'_>,
     maps: &Maps,
     sock: &Socket,
     zerocopy: bool,
@@ -209,7 +212,7 @@ fn transmit_singly(
 
     while ring.unpublished() < BATCH && !budget.is_spent() {
         segments.clear();
-        let mut take = ring.take();
+        let mut take = ring.take(mm);
         let Some(chain) = take.next_chain(maps, segments, None)? else {
             return Ok(Pause::NoBuffer);
         };
@@ -220,10 +223,10 @@ fn transmit_singly(
         });
         let sent = match wanted {
             _ if len == 0 => Err((EINVAL, take)),
-            Some(zerocopy) => zerocopy.send(sock, take, segments, skip),
+            Some(zerocopy) => zerocopy.send(mm, sock, take, segments, skip),
             None => {
                 let more = budget.has_bytes(len) && !take.is_last();
-                send_copy(sock, take, segments, skip, more)
+                send_copy(mm, sock, take, segments, skip, more)
             }
         };
         if let Some((err, take)) = sent.err() {
@@ -248,14 +251,15 @@ fn transmit_singly(
 /// As [`ZeroCopy::send`](super::zcopy::ZeroCopy::send), but the socket has a copy, and the chain is
 /// completed. `more` says that another packet follows at once.
 #[inline(always)]
-fn send_copy<'ring>(
+fn send_copy<'ring, 'mm>(
+    mm: CurrentMm<'mm>,
     sock: &Socket,
-    take: Take<'ring, CurrentMm>,
+    take: Take<'ring, CurrentMm<'mm>>,
     segments: &Segments,
     skip: usize,
     more: bool,
-) -> Result<(), (Error, Take<'ring, CurrentMm>)> {
-    match sock.send(segments, skip, more) {
+) -> Result<(), (Error, Take<'ring, CurrentMm<'mm>>)> {
+    match sock.send(mm, segments, skip, more) {
         Ok(_) => {
             take.complete();
             Ok(())

@@ -40,7 +40,10 @@ use crate::{
         Iotlb,
         Maps, //
     },
-    sys::socket::Socket,
+    sys::{
+        socket::Socket,
+        uaccess::CurrentMm, //
+    },
     vhost::Cause,
     vring::{
         Fault,
@@ -52,11 +55,11 @@ use kernel::prelude::*;
 /// How long a queue rests, in milliseconds, whose ring itself needs memory.
 const REST: u32 = 10;
 
-/// Moves packets through a queue, until there are no more or the queue's turn is over.
+/// Moves packets through a queue, in the user memory `mm`, until there are no more or the queue's turn is over.
 ///
 /// Returns after how many milliseconds the queue is to run again, for want of memory; 0 if there is
 /// no such want.
-pub fn turn(device: &Device, queue: &mut Queue, cause: Cause) -> u32 {
+pub fn turn(device: &Device, mm: CurrentMm<'_>, queue: &mut Queue, cause: Cause) -> u32 {
     let Some(mem) = queue.mem.clone() else {
         return 0;
     };
@@ -72,18 +75,19 @@ pub fn turn(device: &Device, queue: &mut Queue, cause: Cause) -> u32 {
     let mut maps = mem.maps();
     if let Some(iotlb) = &iotlb {
         if let Err(fault) = queue.ring.find(iotlb) {
-            return rest_after(device, queue, fault, cause, Some(&**iotlb));
+            return rest_after(device, mm, queue, fault, cause, Some(&**iotlb));
         }
         maps = iotlb.maps();
     }
     let busy_poll = BusyPoll {
         device,
+        mm,
         iotlb: iotlb.as_deref(),
         waited_for: cause.waited_for,
     };
     let moved = move_packets(queue, maps, &sock, &busy_poll);
     // Also after a fault: what was moved before it is done.
-    let finished = finish(queue, &sock);
+    let finished = finish(queue, mm, &sock);
     match (moved, finished) {
         (Ok(Next::Wait), Ok(())) => 0,
         (Ok(Next::Again), Ok(())) => {
@@ -92,7 +96,7 @@ pub fn turn(device: &Device, queue: &mut Queue, cause: Cause) -> u32 {
         }
         (Ok(Next::Rest(msecs)), Ok(())) => msecs,
         (Err(fault), _) | (_, Err(fault)) => {
-            rest_after(device, queue, fault, cause, iotlb.as_deref())
+            rest_after(device, mm, queue, fault, cause, iotlb.as_deref())
         }
     }
 }
@@ -101,6 +105,7 @@ pub fn turn(device: &Device, queue: &mut Queue, cause: Cause) -> u32 {
 #[cold]
 fn rest_after(
     device: &Device,
+    mm: CurrentMm<'_>,
     queue: &mut Queue,
     fault: Fault,
     cause: Cause,
@@ -114,7 +119,7 @@ fn rest_after(
             RX => wanted(queue),
             _ => Wanted::default(),
         };
-        queue.look_ahead(fault, iotlb, wanted);
+        queue.look_ahead(mm, fault, iotlb, wanted);
     }
     if device.halt(queue, fault, cause.kicked) {
         REST
@@ -139,18 +144,19 @@ fn move_packets(
     sock: &Socket,
     busy_poll: &BusyPoll<'_>,
 ) -> Result<Next, Fault> {
+    let mm = busy_poll.mm;
     queue.state.poll.as_mut().stop();
-    queue.disable_kicks()?;
+    queue.disable_kicks(mm)?;
 
     let way = Way::of(queue, sock);
     let mut budget = Budget::new(busy_poll.iotlb.is_some());
     while budget.has_more() {
         if queue.ring.unpublished() >= BATCH {
-            finish(queue, sock)?;
+            finish(queue, mm, sock)?;
         }
         let pause = match queue.index() {
-            RX => receive(queue, maps, &mut budget)?,
-            _ => transmit(queue, maps, sock, way, &mut budget)?,
+            RX => receive(queue, mm, maps, &mut budget)?,
+            _ => transmit(queue, mm, maps, sock, way, &mut budget)?,
         };
         if matches!(pause, Pause::Enough) {
             // Who changes the IOTLB does not wait for more than a lap.
@@ -159,7 +165,7 @@ fn move_packets(
             }
             continue;
         }
-        finish(queue, sock)?;
+        finish(queue, mm, sock)?;
         if matches!(pause, Pause::NoMemory) {
             return Ok(Next::Rest(1 << queue.state.retries));
         }
@@ -174,7 +180,7 @@ fn move_packets(
         match polled {
             Polled::Found => {}
             Polled::Interrupted => break,
-            Polled::TimedOut if wake_by(queue, sock, pause)? => {}
+            Polled::TimedOut if wake_by(queue, mm, sock, pause)? => {}
             Polled::TimedOut => return Ok(Next::Wait),
         }
         // A guest that makes one buffer available at a time can't keep the worker.
@@ -187,9 +193,14 @@ fn move_packets(
 /// already; then the turn goes on.
 ///
 /// Fails as [`Queue::enable_kicks`].
-fn wake_by(queue: &mut Queue, sock: &Socket, pause: Pause) -> Result<bool, Fault> {
+fn wake_by(
+    queue: &mut Queue,
+    mm: CurrentMm<'_>,
+    sock: &Socket,
+    pause: Pause,
+) -> Result<bool, Fault> {
     if matches!(pause, Pause::NoBuffer) {
-        return queue.enable_kicks();
+        return queue.enable_kicks(mm);
     }
     // A backend in an error state wakes nobody; the owner will give another.
     let _ = run_when_ready(queue, sock);
@@ -199,7 +210,7 @@ fn wake_by(queue: &mut Queue, sock: &Socket, pause: Pause) -> Result<bool, Fault
 /// Sends what waits to be sent, and gives the buffers that are done with to the guest.
 ///
 /// Fails as [`Queue::publish`].
-fn finish(queue: &mut Queue, sock: &Socket) -> Result<(), Fault> {
+fn finish(queue: &mut Queue, mm: CurrentMm<'_>, sock: &Socket) -> Result<(), Fault> {
     send_batch(&mut queue.state, &mut queue.stats, sock);
     if core::mem::take(&mut queue.state.logged) {
         queue.signal_log();
@@ -207,5 +218,5 @@ fn finish(queue: &mut Queue, sock: &Socket) -> Result<(), Fault> {
     if let Some(zerocopy) = queue.state.zerocopy() {
         zerocopy.complete(&mut queue.ring);
     }
-    queue.publish()
+    queue.publish(mm)
 }

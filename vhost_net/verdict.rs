@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::sys::compat::ENOBUFS;
 use kernel::prelude::*;
 
 /// What is to be done with a packet after an error.

@@ -92,15 +92,16 @@ impl<W: Wake> ZeroCopy<W> {
     /// the chain is kept.
     ///
     /// Returns the chain with the error if that fails, as [`UserBufs::send`].
-    pub fn send<'ring>(
+    pub fn send<'ring, 'mm>(
         &mut self,
+        mm: CurrentMm<'mm>,
         sock: &Socket,
-        take: Take<'ring, CurrentMm>,
+        take: Take<'ring, CurrentMm<'mm>>,
         segments: &Segments,
         skip: usize,
-    ) -> Result<(), (Error, Take<'ring, CurrentMm>)> {
+    ) -> Result<(), (Error, Take<'ring, CurrentMm<'mm>>)> {
         // None follows: a tap may keep a packet until the next one, and that may never come.
-        match self.bufs.send(sock, segments, skip, false) {
+        match self.bufs.send(mm, sock, segments, skip, false) {
             Ok(slot) => {
                 if let Some(chain) = self.chains.get_mut(slot) {
                     *chain = take.defer();
@@ -121,7 +122,7 @@ impl<W: Wake> ZeroCopy<W> {
     }
 
     /// Completes the chains of the packets that are done, up to the first one that is not.
-    pub fn complete(&mut self, ring: &mut Vring<CurrentMm>) {
+    pub fn complete(&mut self, ring: &mut Vring) {
         while let Some(done) = self.bufs.pop() {
             if done.copied {
                 self.failures += 1;

@@ -90,7 +90,7 @@ impl Area {
 
     /// Reads 16 bytes from `offset`, as [`UserMemory::read_u64x2`].
     #[inline(always)]
-    pub(super) fn read_u64x2(&self, mem: &impl UserMemory, offset: u64) -> Result<[u64; 2]> {
+    pub(super) fn read_u64x2(&self, mem: impl UserMemory, offset: u64) -> Result<[u64; 2]> {
         if self.flat {
             return mem.read_u64x2(self.base.offset(offset));
         }
@@ -98,7 +98,7 @@ impl Area {
     }
 
     #[cold]
-    fn read_u64x2_pieces(&self, mem: &impl UserMemory, offset: u64) -> Result<[u64; 2]> {
+    fn read_u64x2_pieces(&self, mem: impl UserMemory, offset: u64) -> Result<[u64; 2]> {
         let mut words = [0; 2];
         self.read_pieces(mem, offset, words.as_mut_bytes())?;
         Ok(words)
@@ -130,19 +130,19 @@ impl Area {
 
     /// Reads the 16-bit word at `offset`, which is even.
     #[inline(always)]
-    pub(super) fn load_u16(&self, mem: &impl UserMemory, offset: u64) -> Result<u16> {
+    pub(super) fn load_u16(&self, mem: impl UserMemory, offset: u64) -> Result<u16> {
         mem.load_u16(self.at(offset, 2)?)
     }
 
     /// Writes the 16-bit word at `offset`, which is even.
     #[inline(always)]
-    pub(super) fn store_u16(&self, mem: &impl UserMemory, offset: u64, value: u16) -> Result {
+    pub(super) fn store_u16(&self, mem: impl UserMemory, offset: u64, value: u16) -> Result {
         mem.store_u16(self.at(offset, 2)?, value)
     }
 
     /// Reads `buf.len()` bytes from `offset`.
     #[inline(always)]
-    pub(super) fn read(&self, mem: &impl UserMemory, offset: u64, buf: &mut [u8]) -> Result {
+    pub(super) fn read(&self, mem: impl UserMemory, offset: u64, buf: &mut [u8]) -> Result {
         if self.flat {
             return mem.read(self.base.offset(offset), buf);
         }
@@ -150,7 +150,7 @@ impl Area {
     }
 
     #[cold]
-    fn read_pieces(&self, mem: &impl UserMemory, mut offset: u64, mut buf: &mut [u8]) -> Result {
+    fn read_pieces(&self, mem: impl UserMemory, mut offset: u64, mut buf: &mut [u8]) -> Result {
         while !buf.is_empty() {
             let (addr, together) = self.find(offset)?;
             let count = together.min(buf.len());
@@ -164,7 +164,7 @@ impl Area {
 
     /// Writes all of `buf` to `offset`.
     #[inline(always)]
-    pub(super) fn write(&self, mem: &impl UserMemory, offset: u64, buf: &[u8]) -> Result {
+    pub(super) fn write(&self, mem: impl UserMemory, offset: u64, buf: &[u8]) -> Result {
         if self.flat {
             return mem.write(self.base.offset(offset), buf);
         }
@@ -172,7 +172,7 @@ impl Area {
     }
 
     #[cold]
-    fn write_pieces(&self, mem: &impl UserMemory, mut offset: u64, mut buf: &[u8]) -> Result {
+    fn write_pieces(&self, mem: impl UserMemory, mut offset: u64, mut buf: &[u8]) -> Result {
         while !buf.is_empty() {
             let (addr, together) = self.find(offset)?;
             let (now, later) = buf.split_at_checked(together).unwrap_or((buf, &[]));

@@ -4,9 +4,12 @@
 
 #![forbid(unsafe_code)]
 
-use crate::memtable::{
-    Miss,
-    Refused, //
+use crate::{
+    memtable::{
+        Miss,
+        Refused, //
+    },
+    sys::compat::ENOBUFS, //
 };
 use kernel::prelude::*;
 

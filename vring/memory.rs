@@ -52,9 +52,8 @@ pub(super) struct Sizes {
     pub(super) used: u64,
 }
 
-/// A ring in user memory `M`.
-pub(super) struct RingMemory<M> {
-    pub(super) mem: M,
+/// Where a ring is in user memory. Who reads or writes it brings that.
+pub(super) struct RingMemory {
     pub(super) endian: Endian,
     addrs: RingAddrs,
     /// `addrs` are addresses of the driver, which the IOTLB knows.
@@ -71,11 +70,10 @@ pub(super) struct RingMemory<M> {
     log_failed: bool,
 }
 
-impl<M: UserMemory> RingMemory<M> {
+impl RingMemory {
     /// A ring at no useful address.
-    pub(super) fn new(mem: M) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            mem,
             endian: Endian::NATIVE,
             addrs: RingAddrs::default(),
             behind_iotlb: false,
@@ -128,10 +126,10 @@ impl<M: UserMemory> RingMemory<M> {
     }
 
     /// Whether a ring at `addrs` would be within user space.
-    pub(super) fn access_ok(&self, addrs: RingAddrs, sizes: &Sizes) -> bool {
-        self.mem.access_ok(addrs.desc, sizes.desc)
-            && self.mem.access_ok(addrs.avail, sizes.avail)
-            && self.mem.access_ok(addrs.used, sizes.used)
+    pub(super) fn access_ok(mem: impl UserMemory, addrs: RingAddrs, sizes: &Sizes) -> bool {
+        mem.access_ok(addrs.desc, sizes.desc)
+            && mem.access_ok(addrs.avail, sizes.avail)
+            && mem.access_ok(addrs.used, sizes.used)
     }
 
     /// Whether the areas are known to be where `iotlb` has them.
@@ -193,39 +191,38 @@ impl<M: UserMemory> RingMemory<M> {
 
     /// Reads descriptor `index` of the table, as two words in the byte order of the CPU.
     #[inline(always)]
-    pub(super) fn read_desc(&self, index: u16) -> Result<[u64; 2], Fault> {
+    pub(super) fn read_desc(&self, mem: impl UserMemory, index: u16) -> Result<[u64; 2], Fault> {
         self.desc
-            .read_u64x2(&self.mem, u64::from(index) * DESC_SIZE)
+            .read_u64x2(mem, u64::from(index) * DESC_SIZE)
             .because("a descriptor can't be read")
     }
 
     /// Reads the field at `offset` of the used ring.
-    pub(super) fn load_used(&self, offset: u64) -> Result<u16> {
-        let value = self.used.load_u16(&self.mem, offset)?;
+    pub(super) fn load_used(&self, mem: impl UserMemory, offset: u64) -> Result<u16> {
+        let value = self.used.load_u16(mem, offset)?;
         Ok(self.endian.u16(value))
     }
 
     /// Writes the field at `offset` of the used ring, and logs that.
     #[inline(always)]
-    pub(super) fn store_used(&mut self, offset: u64, value: u16) -> Result {
-        self.used
-            .store_u16(&self.mem, offset, self.endian.u16(value))?;
-        self.log_used(offset, size_of::<u16>() as u64);
+    pub(super) fn store_used(&mut self, mem: impl UserMemory, offset: u64, value: u16) -> Result {
+        self.used.store_u16(mem, offset, self.endian.u16(value))?;
+        self.log_used(mem, offset, size_of::<u16>() as u64);
         Ok(())
     }
 
     /// Writes `bytes` to `offset` of the used ring, and logs that.
     #[inline(always)]
-    pub(super) fn write_used(&mut self, offset: u64, bytes: &[u8]) -> Result {
-        self.used.write(&self.mem, offset, bytes)?;
-        self.log_used(offset, bytes.len() as u64);
+    pub(super) fn write_used(&mut self, mem: impl UserMemory, offset: u64, bytes: &[u8]) -> Result {
+        self.used.write(mem, offset, bytes)?;
+        self.log_used(mem, offset, bytes.len() as u64);
         Ok(())
     }
 
     /// Reads the field at `offset` of the available ring.
     #[inline(always)]
-    pub(super) fn load_avail(&self, offset: u64) -> Result<u16> {
-        let value = self.avail.load_u16(&self.mem, offset)?;
+    pub(super) fn load_avail(&self, mem: impl UserMemory, offset: u64) -> Result<u16> {
+        let value = self.avail.load_u16(mem, offset)?;
         Ok(self.endian.u16(value))
     }
 
@@ -244,9 +241,9 @@ impl<M: UserMemory> RingMemory<M> {
     }
 
     #[inline(always)]
-    fn log_used(&mut self, offset: u64, len: u64) {
+    fn log_used(&mut self, mem: impl UserMemory, offset: u64, len: u64) {
         if let Some(log) = &self.used_log {
-            let marked = log.mark(&self.mem, &self.used, self.behind_iotlb, offset, len);
+            let marked = log.mark(mem, &self.used, self.behind_iotlb, offset, len);
             // A log that is not mapped is the VMM's loss: what was written stays.
             self.log_failed |= marked.is_err();
             self.logged = true;

@@ -160,10 +160,14 @@ impl Split {
     /// ring holds.
     ///
     /// Fails with [`EFAULT`] if the used ring can't be written or read.
-    pub(super) fn start<M: UserMemory>(&mut self, memory: &mut RingMemory<M>) -> Result<(), Fault> {
-        self.events.start(memory)?;
+    pub(super) fn start<M: UserMemory>(
+        &mut self,
+        memory: &mut RingMemory,
+        mem: M,
+    ) -> Result<(), Fault> {
+        self.events.start(memory, mem)?;
         self.used_idx = memory
-            .load_used(IDX)
+            .load_used(mem, IDX)
             .because("the used ring's index can't be read")?;
         Ok(())
     }
@@ -192,27 +196,28 @@ impl Split {
     #[inline(always)]
     pub(super) fn next_chain<M: UserMemory>(
         &mut self,
-        memory: &RingMemory<M>,
+        memory: &RingMemory,
+        mem: M,
         lookup: &mut Lookup,
         chains: u16,
         mut parts: Parts<'_>,
     ) -> Result<Option<(u16, Found)>, Fault> {
-        if self.avail_idx == self.next_avail && !self.read_avail_idx(memory)? {
+        if self.avail_idx == self.next_avail && !self.read_avail_idx(memory, mem)? {
             return Ok(None);
         }
         self.taken.check_room(chains, self.num)?;
         let head = self
-            .head(memory)
+            .head(memory, mem)
             .because("an entry of the available ring can't be read")?;
         if head >= self.num {
             return Err(Fault::new(EINVAL, "the head of a chain is out of range"));
         }
-        let desc = Self::read_desc(memory, head)?;
+        let desc = Self::read_desc(memory, mem, head)?;
         let (found, descs) = if desc.is_whole() {
             parts.add(desc.addr, desc.len, desc.access(), &mut lookup.hint)?;
             (parts.found, 1)
         } else {
-            self.follow(memory, lookup, desc, parts)?
+            self.follow(memory, mem, lookup, desc, parts)?
         };
         self.taken.push(memory.endian.u32(u32::from(head)))?;
         self.next_avail = self.next_avail.wrapping_add(1);
@@ -224,7 +229,7 @@ impl Split {
 
     /// The first descriptor of the chain at `next_avail`, which the driver has made available.
     #[inline(always)]
-    fn head<M: UserMemory>(&mut self, memory: &RingMemory<M>) -> Result<u16> {
+    fn head<M: UserMemory>(&mut self, memory: &RingMemory, mem: M) -> Result<u16> {
         if self.in_order {
             if let Some(next) = self.next_desc {
                 // The driver takes its descriptors in the order of the table.
@@ -234,14 +239,19 @@ impl Split {
         let index = self.next_avail;
         let raw = match self.heads.get(index) {
             Some(raw) => raw,
-            None => self.read_heads(memory, index)?,
+            None => self.read_heads(memory, mem, index)?,
         };
         Ok(memory.endian.u16(raw))
     }
 
     /// Reads the available entries from `index` to the end of the ring, and returns the first.
     #[inline(never)]
-    fn read_heads<M: UserMemory>(&mut self, memory: &RingMemory<M>, index: u16) -> Result<u16> {
+    fn read_heads<M: UserMemory>(
+        &mut self,
+        memory: &RingMemory,
+        mem: M,
+        index: u16,
+    ) -> Result<u16> {
         let at = self.slot(index);
         let offset = avail_entry(at);
         let available = self.avail_idx.wrapping_sub(index).min(self.num - at);
@@ -249,12 +259,10 @@ impl Split {
 
         self.forget_heads();
         if count <= 1 {
-            return memory.avail.load_u16(&memory.mem, offset);
+            return memory.avail.load_u16(mem, offset);
         }
         let entries = self.heads.entries.get_mut(..count).ok_or(EFAULT)?;
-        memory
-            .avail
-            .read(&memory.mem, offset, entries.as_mut_bytes())?;
+        memory.avail.read(mem, offset, entries.as_mut_bytes())?;
         let head = entries.first().copied().ok_or(EFAULT)?;
         self.heads.first = index;
         self.heads.count = count as u16;
@@ -262,8 +270,8 @@ impl Split {
     }
 
     #[inline(always)]
-    fn read_desc<M: UserMemory>(memory: &RingMemory<M>, index: u16) -> Result<Desc, Fault> {
-        let words = memory.read_desc(index)?;
+    fn read_desc<M: UserMemory>(memory: &RingMemory, mem: M, index: u16) -> Result<Desc, Fault> {
+        let words = memory.read_desc(mem, index)?;
         Ok(Desc::new(RawDesc::from_words(words), memory.endian))
     }
 
@@ -272,7 +280,8 @@ impl Split {
     #[inline(never)]
     fn follow<M: UserMemory>(
         &self,
-        memory: &RingMemory<M>,
+        memory: &RingMemory,
+        mem: M,
         lookup: &mut Lookup,
         mut desc: Desc,
         mut parts: Parts<'_>,
@@ -280,7 +289,7 @@ impl Split {
         let mut count = 1;
         loop {
             if desc.has(Desc::F_INDIRECT) {
-                indirect::follow(&memory.mem, memory.endian, desc, &mut parts, lookup)?;
+                indirect::follow(mem, memory.endian, desc, &mut parts, lookup)?;
             } else {
                 parts.add(desc.addr, desc.len, desc.access(), &mut lookup.hint)?;
             }
@@ -294,7 +303,7 @@ impl Split {
             if count > self.num {
                 return Err(Fault::new(EINVAL, "a chain of descriptors loops"));
             }
-            desc = Self::read_desc(memory, desc.next)?;
+            desc = Self::read_desc(memory, mem, desc.next)?;
         }
     }
 
@@ -346,29 +355,30 @@ impl Split {
     }
 
     #[inline]
-    pub(super) fn is_empty<M: UserMemory>(&mut self, memory: &RingMemory<M>) -> bool {
-        self.avail_idx == self.next_avail && matches!(self.read_avail_idx(memory), Ok(false))
+    pub(super) fn is_empty<M: UserMemory>(&mut self, memory: &RingMemory, mem: M) -> bool {
+        self.avail_idx == self.next_avail && matches!(self.read_avail_idx(memory, mem), Ok(false))
     }
 
     pub(super) fn publish<M: UserMemory>(
         &mut self,
-        memory: &mut RingMemory<M>,
+        memory: &mut RingMemory,
+        mem: M,
     ) -> Result<(), Fault> {
         let old = self.used_idx;
         // No more than a ring has, and so no more than a `u16` holds.
         let new = old.wrapping_add(self.taken.unpublished() as u16);
         if self.in_order {
-            self.write_used_in_order(memory, old)
+            self.write_used_in_order(memory, mem, old)
         } else {
-            self.write_used_elems(memory, old)
+            self.write_used_elems(memory, mem, old)
         }
         .because("the used ring can't be written")?;
 
         // The entries before the index that shows them; pairs with the driver's read barrier
         // between its reads of the index and of the entries.
-        memory.mem.write_barrier();
+        mem.write_barrier();
         memory
-            .store_used(IDX, new)
+            .store_used(mem, IDX, new)
             .because("the used ring's index can't be written")?;
 
         self.taken.clear();
@@ -377,14 +387,19 @@ impl Split {
         Ok(())
     }
 
-    fn write_used_elems<M: UserMemory>(&self, memory: &mut RingMemory<M>, first: u16) -> Result {
+    fn write_used_elems<M: UserMemory>(
+        &self,
+        memory: &mut RingMemory,
+        mem: M,
+        first: u16,
+    ) -> Result {
         let mut at = self.slot(first);
         let mut left = self.taken.elems.as_slice();
         while !left.is_empty() {
             // At most to the end of the ring, then on from its start.
             let room = usize::from(self.num.wrapping_sub(at));
             let (now, later) = left.split_at_checked(room).unwrap_or((left, &[]));
-            memory.write_used(used_entry(at), now.as_bytes())?;
+            memory.write_used(mem, used_entry(at), now.as_bytes())?;
             left = later;
             at = 0;
         }
@@ -395,17 +410,13 @@ impl Split {
     /// section 2.7.9).
     fn write_used_in_order<M: UserMemory>(
         &self,
-        memory: &mut RingMemory<M>,
+        memory: &mut RingMemory,
+        mem: M,
         mut index: u16,
     ) -> Result {
-        for (elem, span) in self
-            .taken
-            .elems
-            .as_slice()
-            .iter()
-            .zip(self.taken.spans.as_slice())
-        {
-            memory.write_used(used_entry(self.slot(index)), elem.as_bytes())?;
+        let (elems, spans) = (self.taken.elems.as_slice(), self.taken.spans.as_slice());
+        for (elem, span) in elems.iter().zip(spans) {
+            memory.write_used(mem, used_entry(self.slot(index)), elem.as_bytes())?;
             index = index.wrapping_add(*span);
         }
         Ok(())
@@ -413,34 +424,43 @@ impl Split {
 
     pub(super) fn wants_call<M: UserMemory>(
         &mut self,
-        memory: &RingMemory<M>,
+        memory: &RingMemory,
+        mem: M,
     ) -> Result<bool, Fault> {
         let empty = self.avail_idx == self.next_avail;
         self.events
-            .wants_call(memory, self.num, self.used_idx, empty)
+            .wants_call(memory, mem, self.num, self.used_idx, empty)
     }
 
     #[inline]
     pub(super) fn disable_kicks<M: UserMemory>(
         &mut self,
-        memory: &mut RingMemory<M>,
+        memory: &mut RingMemory,
+        mem: M,
     ) -> Result<(), Fault> {
-        self.events.disable_kicks(memory)
+        self.events.disable_kicks(memory, mem)
     }
 
     pub(super) fn enable_kicks<M: UserMemory>(
         &mut self,
-        memory: &mut RingMemory<M>,
+        memory: &mut RingMemory,
+        mem: M,
     ) -> Result<bool, Fault> {
-        let asked = self.events.enable_kicks(memory, self.num, self.avail_idx)?;
-        Ok(asked && self.read_avail_idx(memory)?)
+        let asked = self
+            .events
+            .enable_kicks(memory, mem, self.num, self.avail_idx)?;
+        Ok(asked && self.read_avail_idx(memory, mem)?)
     }
 
     /// Reads the driver's index. Returns whether it moved.
     #[inline(never)]
-    fn read_avail_idx<M: UserMemory>(&mut self, memory: &RingMemory<M>) -> Result<bool, Fault> {
+    fn read_avail_idx<M: UserMemory>(
+        &mut self,
+        memory: &RingMemory,
+        mem: M,
+    ) -> Result<bool, Fault> {
         let avail_idx = memory
-            .load_avail(IDX)
+            .load_avail(mem, IDX)
             .because("the available index can't be read")?;
         if avail_idx.wrapping_sub(self.next_avail) > self.num {
             return Err(Fault::new(EINVAL, "the available index jumped"));
@@ -451,7 +471,7 @@ impl Split {
         self.avail_idx = avail_idx;
         // The index before the entries and descriptors that it shows; pairs with the write barrier
         // that the driver has before it moves the index.
-        memory.mem.read_barrier();
+        mem.read_barrier();
         Ok(true)
     }
 

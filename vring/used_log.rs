@@ -36,7 +36,7 @@ impl UsedLog {
     #[cold]
     pub(super) fn mark(
         &self,
-        mem: &impl UserMemory,
+        mem: impl UserMemory,
         area: &Area,
         by_user: bool,
         offset: u64,
@@ -51,7 +51,7 @@ impl UsedLog {
         }
     }
 
-    fn mark_user(&self, mem: &impl UserMemory, area: &Area, mut offset: u64, len: u64) -> Result {
+    fn mark_user(&self, mem: impl UserMemory, area: &Area, mut offset: u64, len: u64) -> Result {
         let table = self.mem.as_ref().ok_or(EFAULT)?;
         let end = offset + len;
         while offset < end {

@@ -1,10 +1,28 @@
 # shellcheck shell=bash  # sourced by the steps
-# What the steps of `make check` share: the project's files, and counting.
+# What the steps of `make check` share: the kernel, the project's files, and counting.
+
+# A step that can't run on every kernel says in step_kernels on which it can, by patterns. VM_KERNEL chooses among them; else
+# it is the first.
+if [ -n "${step_kernels:-}" ]; then
+    read -ra patterns <<<"$step_kernels"
+    kernel=${patterns[0]}
+    for pattern in "${patterns[@]}"; do
+        # shellcheck disable=SC2053  # a pattern
+        [[ ${VM_KERNEL:-} != $pattern ]] || kernel=$VM_KERNEL
+    done
+    export VM_KERNEL=$kernel
+fi
 . "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 cd "$root" || exit
 
 passed=0
 failed=0
+
+# Has the kernel made, if it is not there. Which release it is, is known then.
+need_kernel() {
+    scripts/kernel
+    . scripts/env.sh
+}
 
 # The files whose path matches one of the patterns: those in git, and new ones that git does not ignore.
 project_files() {
@@ -33,6 +51,7 @@ kselftest() {
         /usr/bin/cargo build --locked --release)
 
     local ktap=build/check/kselftest-$flavour.ktap status=0 planned good
+    mkdir -p build/check
     tests/vm/run "a=0 b=0; tests/vm/module-checks || a=\$?; $1 || b=\$?; exit \$((a + b))" >"$ktap" || status=$?
     cat "$ktap"
     # A skipped test is not a passed one, and neither is one that was planned and did not report.

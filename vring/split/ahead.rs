@@ -35,7 +35,8 @@ impl Split {
     /// `wanted` speaks of are needed next.
     pub(in super::super) fn look_ahead<M: UserMemory>(
         &self,
-        memory: &RingMemory<M>,
+        memory: &RingMemory,
+        mem: M,
         lookup: &mut Lookup,
         maps: &Maps,
         wanted: Wanted,
@@ -43,18 +44,19 @@ impl Split {
     ) {
         let mut next = self.next_desc.filter(|_| self.in_order);
         let mut bytes = 0u64;
-        for number in 0..self.available(memory) {
+        for number in 0..self.available(memory, mem) {
             let head = match next {
                 Some(next) => Some(self.slot(next)),
                 None => {
                     let at = self.slot(self.next_avail.wrapping_add(number));
-                    memory.load_avail(avail_entry(at)).ok()
+                    memory.load_avail(mem, avail_entry(at)).ok()
                 }
             };
             let Some(head) = head.filter(|&head| head < self.num) else {
                 return;
             };
-            let Some((more, descs)) = self.look_at_chain(memory, lookup, maps, head, ahead) else {
+            let Some((more, descs)) = self.look_at_chain(memory, mem, lookup, maps, head, ahead)
+            else {
                 return;
             };
             bytes = bytes.saturating_add(more);
@@ -68,12 +70,12 @@ impl Split {
     }
 
     /// How many chains are available; the driver's index is read anew.
-    fn available<M: UserMemory>(&self, memory: &RingMemory<M>) -> u16 {
-        let Ok(avail_idx) = memory.load_avail(IDX) else {
+    fn available<M: UserMemory>(&self, memory: &RingMemory, mem: M) -> u16 {
+        let Ok(avail_idx) = memory.load_avail(mem, IDX) else {
             return 0;
         };
         // As in `read_avail_idx`: the index before what it shows.
-        memory.mem.read_barrier();
+        mem.read_barrier();
         let available = avail_idx.wrapping_sub(self.next_avail);
         if available > self.num {
             return 0;
@@ -85,7 +87,8 @@ impl Split {
     /// and how many descriptors in the ring itself; none if the look ends here.
     fn look_at_chain<M: UserMemory>(
         &self,
-        memory: &RingMemory<M>,
+        memory: &RingMemory,
+        mem: M,
         lookup: &mut Lookup,
         maps: &Maps,
         head: u16,
@@ -95,9 +98,9 @@ impl Split {
         let mut index = head;
         for count in 1..=self.num {
             ahead.step()?;
-            let desc = Self::read_desc(memory, index).ok()?;
+            let desc = Self::read_desc(memory, mem, index).ok()?;
             bytes += if desc.has(Desc::F_INDIRECT) {
-                indirect::look_ahead(&memory.mem, memory.endian, desc, maps, lookup, ahead)?
+                indirect::look_ahead(mem, memory.endian, desc, maps, lookup, ahead)?
             } else {
                 let len = u64::from(desc.len);
                 ahead.look(maps, desc.addr, len, desc.access(), &mut lookup.hint);

@@ -54,8 +54,12 @@ impl Events {
     }
 
     /// Tells the driver whether kicks are wanted.
-    pub(super) fn start<M: UserMemory>(&mut self, memory: &mut RingMemory<M>) -> Result<(), Fault> {
-        self.write_flags(memory)?;
+    pub(super) fn start<M: UserMemory>(
+        &mut self,
+        memory: &mut RingMemory,
+        mem: M,
+    ) -> Result<(), Fault> {
+        self.write_flags(memory, mem)?;
         self.called_at = None;
         Ok(())
     }
@@ -76,21 +80,22 @@ impl Events {
     /// `empty` says that no more is known to be available.
     pub(super) fn wants_call<M: UserMemory>(
         &mut self,
-        memory: &RingMemory<M>,
+        memory: &RingMemory,
+        mem: M,
         num: u16,
         used_idx: u16,
         empty: bool,
     ) -> Result<bool, Fault> {
         // The used index before the driver's suppression; pairs with the barrier that the driver
         // has between enabling calls and looking at the used index again.
-        memory.mem.full_barrier();
+        mem.full_barrier();
 
         if self.notify_on_empty && empty {
             return Ok(true);
         }
         if !self.by_index {
             let flags = memory
-                .load_avail(FLAGS)
+                .load_avail(mem, FLAGS)
                 .because("the available ring's flags can't be read")?;
             return Ok(flags & AVAIL_F_NO_INTERRUPT == 0);
         }
@@ -98,7 +103,7 @@ impl Events {
             return Ok(true);
         };
         let event = memory
-            .load_avail(used_event(num))
+            .load_avail(mem, used_event(num))
             .because("the used event index can't be read")?;
         Ok(passed(event, used_idx, called_at))
     }
@@ -107,7 +112,8 @@ impl Events {
     #[inline]
     pub(super) fn disable_kicks<M: UserMemory>(
         &mut self,
-        memory: &mut RingMemory<M>,
+        memory: &mut RingMemory,
+        mem: M,
     ) -> Result<(), Fault> {
         if self.used_flags & USED_F_NO_NOTIFY != 0 {
             return Ok(());
@@ -117,7 +123,7 @@ impl Events {
             // The event index, left behind, asks for no more.
             return Ok(());
         }
-        self.write_flags(memory)
+        self.write_flags(memory, mem)
     }
 
     /// Asks for a kick when the available index, which is `avail_idx`, moves on. Returns false if
@@ -126,7 +132,8 @@ impl Events {
     /// Fails with [`EFAULT`] if the used ring can't be written.
     pub(super) fn enable_kicks<M: UserMemory>(
         &mut self,
-        memory: &mut RingMemory<M>,
+        memory: &mut RingMemory,
+        mem: M,
         num: u16,
         avail_idx: u16,
     ) -> Result<bool, Fault> {
@@ -136,21 +143,21 @@ impl Events {
         self.used_flags &= !USED_F_NO_NOTIFY;
         if self.by_index {
             memory
-                .store_used(avail_event(num), avail_idx)
+                .store_used(mem, avail_event(num), avail_idx)
                 .because("the available event index can't be written")?;
         } else {
-            self.write_flags(memory)?;
+            self.write_flags(memory, mem)?;
         }
         // The request before the look at the index, which is the caller's next step; pairs with
         // the barrier that the driver has between moving the index and looking whether a kick is
         // wanted.
-        memory.mem.full_barrier();
+        mem.full_barrier();
         Ok(true)
     }
 
-    fn write_flags<M: UserMemory>(&self, memory: &mut RingMemory<M>) -> Result<(), Fault> {
+    fn write_flags<M: UserMemory>(&self, memory: &mut RingMemory, mem: M) -> Result<(), Fault> {
         memory
-            .store_used(FLAGS, self.used_flags)
+            .store_used(mem, FLAGS, self.used_flags)
             .because("the used ring's flags can't be written")
     }
 }

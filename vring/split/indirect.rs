@@ -45,7 +45,7 @@ const DESC_SIZE: usize = size_of::<RawDesc>();
 /// The table is read from its start in order, wherever its descriptors say the next one is. Fails
 /// as `Take::next_chain` does of a chain.
 pub(super) fn follow(
-    mem: &impl UserMemory,
+    mem: impl UserMemory,
     endian: Endian,
     desc: Desc,
     parts: &mut Parts<'_>,
@@ -89,7 +89,7 @@ pub(super) fn follow(
 /// buffers, if all of the table is there. Returns how many bytes these have; none if the look ends
 /// here.
 pub(super) fn look_ahead(
-    mem: &impl UserMemory,
+    mem: impl UserMemory,
     endian: Endian,
     desc: Desc,
     maps: &Maps,
@@ -144,7 +144,7 @@ impl<'a> TableReader<'a> {
     }
 
     #[inline(always)]
-    fn next(&mut self, mem: &impl UserMemory) -> Result<RawDesc> {
+    fn next(&mut self, mem: impl UserMemory) -> Result<RawDesc> {
         if self.rest.len() == 0 {
             self.refill()?;
         }
@@ -159,7 +159,7 @@ impl<'a> TableReader<'a> {
     }
 
     #[cold]
-    fn next_in_pieces(&mut self, mem: &impl UserMemory, mut bytes: &mut [u8]) -> Result {
+    fn next_in_pieces(&mut self, mem: impl UserMemory, mut bytes: &mut [u8]) -> Result {
         while !bytes.is_empty() {
             if self.rest.len() == 0 {
                 self.refill()?;

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     list::List,
     memtable::MAX_SEGMENTS,
+    sys::compat::ENOBUFS,
     vring::fault::Fault, //
 };
 use kernel::prelude::*;

@@ -732,7 +732,8 @@ impl Run<'_> {
                 if self.queues.iter().any(|q| q.backend != 0) {
                     return SKIPPED.into();
                 }
-                self.big = n == 1;
+                // On a kernel without cross-endian rings the queues stay as they are, and so does the guest.
+                self.big = n == 1 && self.queues.iter().all(|q| q.big);
                 "0".into()
             }
             ("in", &[b, kind, len, count]) => self.incoming(b, kind, len, count),

@@ -6,6 +6,7 @@
 //!
 //!     vhost-net-diff run FOLDER COUNT SEED    COUNT scripts; those that differ are shortened and shown
 //!     vhost-net-diff some FOLDER SEED N...    the scripts of these numbers only
+//!     vhost-net-diff endian FOLDER COUNT SEED the first COUNT scripts of a big-endian guest
 //!     vhost-net-diff replay FOLDER FILE       the script in FILE, and what was seen of each driver
 //!
 //! Anywhere:
@@ -173,6 +174,14 @@ fn main() -> ExitCode {
         }
         ["some", folder, seed, ref numbers @ ..] => {
             let some: Vec<u64> = numbers.iter().map(|n| number(n)).collect();
+            run(Path::new(folder), number(seed), &some)
+        }
+        ["endian", folder, count, seed] => {
+            let big = |&n: &u64| {
+                let script = gen::script(number(seed), n);
+                script.iter().any(|a| a.verb == "guest-endian")
+            };
+            let some: Vec<u64> = (0..).filter(big).take(number(count) as usize).collect();
             run(Path::new(folder), number(seed), &some)
         }
         ["replay", folder, file] => replay(Path::new(folder), file),

@@ -28,6 +28,8 @@
 // A folder of modules, as the kernel module's root is, so that each finds the files of its room.
 #[path = "../../.."]
 mod driver {
+    #[path = "sys/compat.rs"]
+    pub mod compat;
     pub mod features;
     pub mod list;
     pub mod log;
@@ -45,6 +47,12 @@ pub mod cases;
 pub mod mem;
 pub mod model;
 pub mod pair;
+pub mod ring;
+
+/// Of `sys/` what any file may use.
+pub mod sys {
+    pub use super::driver::compat;
+}
 
 use proptest::test_runner::{Config, RngSeed};
 

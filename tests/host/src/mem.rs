@@ -259,7 +259,7 @@ pub fn bytes_of_u16(value: u16, endian: Endian) -> [u8; 2] {
     }
 }
 
-impl UserMemory for Mem {
+impl UserMemory for &Mem {
     fn access_ok(&self, addr: UserAddr, len: u64) -> bool {
         len <= USER_END && addr.get() <= USER_END - len
     }

@@ -15,8 +15,9 @@ use crate::{
     mem::{number_of, Access, Event, Mem},
     memtable::{GuestAddr, Iotlb, Iova, MemTable, Region, Segments},
     model::{translate, Found, Logged, Model, ModelRegion, Piece, Trouble, MAX_PIECES},
+    ring::Vring,
     usermem::UserAddr,
-    vring::{Chain, Endian, Fault, RingAddrs, UsedLog, Vring},
+    vring::{Chain, Endian, Fault, RingAddrs, UsedLog},
 };
 use kernel::{prelude::*, sync::Arc};
 use proptest::{prelude::*, test_runner::TestCaseError};

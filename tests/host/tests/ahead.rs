@@ -12,9 +12,10 @@ use vhost_net_host_tests::{
     mem::{Access, Mem},
     memtable::{self, Ahead, Iotlb, Iova, Miss, Segments, MAX_AHEAD},
     messages::Misses,
+    ring::Vring,
     uapi,
     usermem::UserAddr,
-    vring::{Endian, Fault, RingAddrs, Vring, Wanted},
+    vring::{Endian, Fault, RingAddrs, Wanted},
 };
 
 proptest! {

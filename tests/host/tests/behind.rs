@@ -11,8 +11,9 @@ use vhost_net_host_tests::{
     mem::{Access, Event, Mem},
     memtable::{self, GuestAddr, Iotlb, Iova, MemTable, Miss, Region, Segments, READ_WRITE},
     pair::{Driver, Layout, Pair, Shake, Shape},
+    ring::Vring,
     usermem::UserAddr,
-    vring::{Endian, Fault, RingAddrs, UsedLog, Vring},
+    vring::{Endian, Fault, RingAddrs, UsedLog},
 };
 
 fn layout(num: u32, seed: u64) -> Layout {

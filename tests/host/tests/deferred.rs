@@ -11,7 +11,8 @@ use vhost_net_host_tests::{
     mem::Mem,
     memtable::{MemTable, Segments},
     pair::{raw_desc, Layout, Pair, Step, SPAN},
-    vring::{Deferred, Vring, MAX_NUM},
+    ring::Vring,
+    vring::{Deferred, MAX_NUM},
 };
 
 /// A ring, and a driver whose chains have one descriptor each.
@@ -263,7 +264,10 @@ fn forgotten() {
     type Change = fn(&mut Fixture);
     let changes: [(&str, Change); 5] = [
         ("the number", |f| f.ring.set_num(f.layout.num).unwrap()),
-        ("the base", |f| f.ring.set_base(f.ring.base())),
+        ("the base", |f| {
+            let base = f.ring.base();
+            f.ring.set_base(base);
+        }),
         ("the order", |f| {
             f.ring.set_features(Features::of(&[Features::IN_ORDER]));
             f.ring.set_features(Features::default());

@@ -179,5 +179,5 @@ fn a_list_holds_1024_ranges() {
     list.clear();
     assert_eq!(list.push(range(7)), Ok(()));
     assert_eq!(list.as_slice(), [range(7)]);
-    assert!(Mem::new().access_ok(UserAddr::new(0), 1));
+    assert!((&Mem::new()).access_ok(UserAddr::new(0), 1));
 }

@@ -354,8 +354,11 @@ fn segments_and_addresses() {
     let mut out = Segments::new().unwrap();
     let table = build(&[(0, 2, 0x10), (2, 2, 0x20)]).unwrap();
     translate(&table, 0, 4, &mut Hint::default(), &mut out).unwrap();
-    assert_eq!((list(out.as_slice()), out.total()), (vec![(0x10, 2), (0x20, 2)], 4));
+    assert_eq!(
+        (list(out.as_slice()), out.total()),
+        (vec![(0x10, 2), (0x20, 2)], 4)
+    );
     out.clear();
     assert_eq!((out.len(), out.total()), (0, 0));
-    assert!(Mem::new().access_ok(UserAddr::new(0), USER_END));
+    assert!((&Mem::new()).access_ok(UserAddr::new(0), USER_END));
 }

@@ -37,8 +37,9 @@ use vhost_net_host_tests::{
     features::Features,
     log::{Dirty, DirtyList, DirtyLog},
     memtable::{GuestAddr, MemTable, Region, Segments},
+    ring::Vring,
     usermem::{Segment, UserAddr, UserMemory},
-    vring::{Endian, RingAddrs, UsedLog, Vring},
+    vring::{Endian, RingAddrs, UsedLog},
 };
 
 use kernel::prelude::*;
@@ -180,7 +181,7 @@ impl Device {
     }
 }
 
-impl UserMemory for Device {
+impl UserMemory for &Device {
     fn access_ok(&self, _: UserAddr, _: u64) -> bool {
         true
     }

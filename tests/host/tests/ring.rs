@@ -8,8 +8,9 @@ use vhost_net_host_tests::{
     config,
     mem::{Access, Event, Mem, USER_END},
     pair::{shake, Driver, Layout, Pair, Shake, Shape, Step, F_INDIRECT, F_NEXT, SPAN},
+    ring::Vring,
     usermem::UserAddr,
-    vring::{Endian, RingAddrs, Vring, MAX_NUM},
+    vring::{Endian, RingAddrs, MAX_NUM},
 };
 
 #[derive(Clone, Debug)]

@@ -12,8 +12,9 @@ use vhost_net_host_tests::{
     config,
     features::Features,
     memtable::{self, MemTable, Region, Segments},
+    ring::Vring,
     usermem::{UserAddr, UserMemory},
-    vring::{Endian, RingAddrs, Vring},
+    vring::{Endian, RingAddrs},
 };
 use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
@@ -32,7 +33,7 @@ const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 /// Guest memory, as user memory.
 struct Ram<'a>(&'a GuestMemoryMmap);
 
-impl UserMemory for Ram<'_> {
+impl UserMemory for &Ram<'_> {
     fn access_ok(&self, addr: UserAddr, len: u64) -> bool {
         self.0.check_range(
             GuestAddress(addr.get()),

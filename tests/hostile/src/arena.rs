@@ -10,6 +10,7 @@ use kselftest::sys::Region;
 use kselftest::Res;
 
 use crate::sys::forbid;
+use crate::sys::protect;
 use crate::sys::shared;
 use crate::sys::Rng;
 use crate::sys::PAGE;
@@ -22,6 +23,8 @@ pub const SLOTS: usize = 8;
 const GPA: u64 = 0x10_0000;
 /// The guest pages behind a region that the log of a used ring may reach.
 const LOG_SLACK: u64 = 40;
+/// The size of the hole.
+const HOLE: usize = 64 << 10;
 /// The size of the log: more than all regions need.
 const LOG: usize = 1 << 12;
 
@@ -55,6 +58,8 @@ pub struct Arena {
     start: *mut u8,
     pattern: Vec<u8>,
     pub slots: Vec<Slot>,
+    /// Guest memory that is not always there: what may be done with it changes. Only the device goes there.
+    pub hole: Slot,
     log: *mut u8,
     /// Where the device is told that the log is.
     pub log_base: u64,
@@ -70,12 +75,18 @@ impl Arena {
         let log = shared(2 * PAGE + LOG + (64 << 20))?;
         forbid(log.wrapping_add(2 * PAGE + LOG), 64 << 20)?;
         let mut rng = Rng::new(0x5eed, 0);
+        let hole = shared(HOLE)?;
         Ok(Arena {
             start,
             pattern: (0..SIZE / 8)
                 .flat_map(|_| rng.next().to_le_bytes())
                 .collect(),
             slots: vec![],
+            hole: Slot {
+                gpa: 0,
+                hva: hole as u64,
+                size: HOLE as u64,
+            },
             log,
             log_base: 0,
         })
@@ -104,6 +115,8 @@ impl Arena {
                 gpa += (LOG_SLACK + 10 + rng.below(100)) * PAGE as u64 + rng.below(PAGE as u64);
             }
         }
+        self.hole.gpa = gpa.next_multiple_of(PAGE as u64);
+        gpa = self.hole.gpa + self.hole.size;
         assert!((at as usize) < SIZE && (gpa as usize) < (LOG - 64) * 8 * PAGE);
         // SAFETY: both are that long, and ours.
         unsafe {
@@ -111,6 +124,25 @@ impl Arena {
             self.log.write_bytes(0, 2 * PAGE + LOG);
         }
         self.log_base = self.log as u64 + PAGE as u64 + rng.below(60);
+    }
+
+    /// The regions, and the hole.
+    pub fn everything(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().chain([&self.hole])
+    }
+
+    /// Changes what may be done with some pages of the hole, in this process.
+    pub fn dig(&self, rng: &mut Rng) -> Res {
+        let pages = HOLE / PAGE;
+        let first = rng.below(pages as u64) as usize;
+        let count = 1 + rng.below((pages - first) as u64) as usize;
+        let prot = rng.pick(&[
+            libc::PROT_NONE,
+            libc::PROT_READ,
+            libc::PROT_READ | libc::PROT_WRITE,
+        ]);
+        let at = (self.hole.hva as *mut u8).wrapping_add(first * PAGE);
+        protect(at, count * PAGE, prot)
     }
 
     /// Whether `len` bytes at `hva` are within one region.
@@ -189,7 +221,7 @@ impl Arena {
                 let may = |s: &Slot| {
                     (s.gpa / page..=(s.gpa + s.size - 1) / page + LOG_SLACK).contains(&number)
                 };
-                if !self.slots.iter().any(may) {
+                if !self.everything().any(may) {
                     return Some(format!(
                         "a mark for guest page {number:#x}, which no region has"
                     ));

@@ -46,6 +46,26 @@ pub const CALLS: &[&str] = &[
     "unknown ioctl",
 ];
 
+/// What a driver in the field, or its VMM, was reported to do.
+pub const KINDS: &[&str] = &[
+    "chains of 5 MiB",
+    "packets shorter than a header",
+    "buffers that may be out of reach",
+    "misses left without an answer",
+    "backends without Ethernet headers",
+    "queues that poll",
+];
+
+/// Numbers of `KINDS`.
+pub mod kind {
+    pub const HUGE: usize = 0;
+    pub const SHORT: usize = 1;
+    pub const HOLE: usize = 2;
+    pub const UNANSWERED: usize = 3;
+    pub const TUN: usize = 4;
+    pub const POLLING: usize = 5;
+}
+
 /// How many places of rings are remembered.
 const PLACES: usize = 512;
 
@@ -105,6 +125,8 @@ pub struct Counts {
     /// Rings that were filled, and writes to them at random.
     pub steps: AtomicU64,
     pub pokes: AtomicU64,
+    /// Packets of each of [`KINDS`], and what a VMM does that makes such.
+    pub kinds: [AtomicU64; KINDS.len()],
     calls: [[AtomicU64; RESULTS]; CALLS.len()],
     /// Where used rings were: how many, and of the last the address and the number of entries.
     placed: AtomicU64,
@@ -140,6 +162,18 @@ impl Counts {
     /// How often one of [`CALLS`] was made.
     fn all(&self, call: usize) -> u64 {
         self.calls[call].iter().map(|n| n.load(Relaxed)).sum()
+    }
+
+    /// Counts one of [`KINDS`].
+    pub fn kind(&self, kind: usize) {
+        self.kinds[kind].fetch_add(1, Relaxed);
+    }
+
+    /// One of [`KINDS`] that never was.
+    pub fn missing_kind(&self) -> Option<&'static str> {
+        let mut all = KINDS.iter().zip(&self.kinds);
+        all.find(|(_, n)| n.load(Relaxed) == 0)
+            .map(|(name, _)| *name)
     }
 
     /// Remembers that there is a used ring.
@@ -195,6 +229,9 @@ impl Counts {
     }
 
     pub fn print(&self) {
+        for (name, count) in KINDS.iter().zip(&self.kinds) {
+            println!("# {name}: {}", count.load(Relaxed));
+        }
         for (call, name) in CALLS.iter().enumerate() {
             println!("# {name}: {}", self.results(call));
         }

@@ -14,6 +14,7 @@ use kselftest::ring::WRITE;
 use kselftest::RX;
 
 use crate::arena::Slot;
+use crate::count::kind;
 use crate::sys::Rng;
 use crate::Place;
 use crate::World;
@@ -150,11 +151,12 @@ impl<'a> Guest<'a> {
     fn chain(&mut self, q: usize, p: &Place) {
         let mask = p.num - 1;
         let mut list = self.buffers(q, p.num);
-        let bad = self.rng.one_in(40);
+        let reported = self.rng.one_in(20) && self.reported(q, &mut list);
+        let bad = !reported && self.rng.one_in(40);
         if bad {
             self.spoil(&mut list);
         }
-        if self.rng.one_in(5) {
+        if list.len() > usize::from(p.num.min(4)) || self.rng.one_in(5) {
             list = self.indirect(&list, bad);
         }
         let first = self.queues[q].desc & mask;
@@ -223,6 +225,49 @@ impl<'a> Guest<'a> {
             list.push((slot.gpa + offset, len, if q == RX { WRITE } else { 0 }));
         }
         list
+    }
+
+    /// Makes of a good chain one that drivers in the field were reported to make: none of its ring is wrong. Returns whether
+    /// it did.
+    fn reported(&mut self, q: usize, list: &mut Vec<Desc>) -> bool {
+        let Some(&(addr, _, flags)) = list.first() else {
+            return false;
+        };
+        let arena = self.world.arena;
+        let kind = match self.rng.below(4) {
+            // The same memory again and again; its end is left for tables.
+            0 => {
+                let slot = arena.slots[0];
+                let len = slot.size / 2 - TABLES;
+                let count = (5u64 << 20).div_ceil(len) + self.rng.below(4);
+                *list = vec![(slot.gpa + slot.size / 2, len as u32, flags); count as usize];
+                kind::HUGE
+            }
+            1 => {
+                *list = vec![(addr, 1 + self.rng.below(11) as u32, flags)];
+                kind::SHORT
+            }
+            _ => {
+                let hole = arena.hole;
+                let len = 60 + self.rng.below(1600);
+                let at = hole.gpa + self.rng.below(hole.size - len);
+                // The header, or what comes behind it.
+                let piece = (at, len as u32, flags);
+                if self.rng.one_in(2) {
+                    *list = vec![piece];
+                } else {
+                    list.truncate(1);
+                    list.push(piece);
+                }
+                kind::HOLE
+            }
+        };
+        if q == RX && kind == kind::HUGE {
+            // As a buffer to receive it is as good as any.
+            return true;
+        }
+        self.world.counts.kind(kind);
+        true
     }
 
     /// Puts a mistake into a chain.

@@ -9,7 +9,10 @@
 //! honest device has to work, and the module to be unloaded and loaded. What the kernel has to say about it
 //! is for who looks at its log.
 //!
-//!     vhost-net-hostile MINUTES [SEED]
+//! With a limit, all of that together gets so many percent of one processor, and the worker with it. Who attacks must die
+//! within the same time then.
+//!
+//!     [HOSTILE_CPU=PERCENT] vhost-net-hostile MINUTES [SEED]
 
 mod arena;
 mod count;
@@ -31,6 +34,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use kselftest::bail;
+use kselftest::cgroup::Group;
 use kselftest::check;
 use kselftest::feature::*;
 use kselftest::net::ip;
@@ -143,6 +147,8 @@ struct Hostile {
     kills: u64,
     marked: u64,
     damage: Vec<String>,
+    /// Where the children are that have a limit.
+    group: Option<Group>,
 }
 
 fn open(wait: bool) -> Res<File> {
@@ -209,7 +215,7 @@ fn watch(device: &File) -> ! {
 fn answer(world: &World, device: &File) -> ! {
     let (mut rng, mut late) = (Rng::new(world.seed, 5), vmm::Late::default());
     loop {
-        if vmm::answer(world, device, &mut rng, &mut late).is_err() {
+        if vmm::answer_or_not(world, device, &mut rng, &mut late).is_err() {
             // There is no IOTLB now.
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -217,7 +223,15 @@ fn answer(world: &World, device: &File) -> ! {
 }
 
 impl Hostile {
-    fn new(seed: u64) -> Res<Self> {
+    fn new(seed: u64, percent: Option<u32>) -> Res<Self> {
+        let group = match percent {
+            Some(percent) => {
+                let group = Group::new("vhost-hostile")?;
+                group.limit(percent)?;
+                Some(group)
+            }
+            None => None,
+        };
         Ok(Hostile {
             seed,
             arena: Arena::new()?,
@@ -227,7 +241,14 @@ impl Hostile {
             kills: 0,
             marked: 0,
             damage: vec![],
+            group,
         })
+    }
+
+    /// How often the limit held the children up, if there is one.
+    fn throttled(&self) -> Option<u64> {
+        let group = self.group.as_ref()?;
+        Some(group.number("cpu.stat", "nr_throttled ").unwrap_or(0))
     }
 
     /// One child, from its start to its end.
@@ -248,7 +269,7 @@ impl Hostile {
         } else {
             None
         };
-        let (arena, counts, err) = (&self.arena, self.counts, &self.err);
+        let (arena, counts, err, group) = (&self.arena, self.counts, &self.err, &self.group);
         let pid = sys::fork(|| {
             // Each of the threads goes on for ever, or the rest would attack without it.
             std::panic::set_hook(Box::new(|panic| {
@@ -257,6 +278,9 @@ impl Hostile {
                 sys::exit(96);
             }));
             let run = || -> Res {
+                if let Some(group) = group {
+                    group.enter()?;
+                }
                 let world = World::new(seed, arena, counts, err)?;
                 child(&world, wait, kept.as_ref())
             };
@@ -515,8 +539,10 @@ fn lack(h: &Hostile) -> Option<&'static str> {
         (some(&c.used[0]) && some(&c.used[1]), "used buffers"),
         (some(&c.stops[0]) && some(&c.stops[1]), "queues that stop"),
         (h.marked > 0, "a page that is logged"),
+        (h.throttled() != Some(0), "a limit that held anybody up"),
     ];
-    all.iter().find(|(there, _)| !there).map(|(_, what)| *what)
+    let never = all.iter().find(|(there, _)| !there).map(|(_, what)| *what);
+    never.or_else(|| c.missing_kind())
 }
 
 /// Was there something of everything?
@@ -541,7 +567,10 @@ fn main() {
     let seed = seed.unwrap_or(now.map_or(1, |d| d.as_micros() as u64));
     println!("# seed {seed}, {minutes} minutes");
     let mut results = Results::default();
-    let mut hostile = match Hostile::new(seed) {
+    let percent = std::env::var("HOSTILE_CPU").ok();
+    let percent = percent.filter(|percent| !percent.is_empty());
+    let percent = percent.map(|s| s.parse().expect("HOSTILE_CPU is a number"));
+    let mut hostile = match Hostile::new(seed, percent) {
         Ok(hostile) => hostile,
         Err(why) => {
             results.add("start", Err(why));
@@ -588,6 +617,12 @@ fn main() {
         c.pokes.load(Relaxed),
         hostile.marked
     );
+    if let (Some(percent), Some(times), Some(group)) =
+        (percent, hostile.throttled(), &hostile.group)
+    {
+        let used = group.usage().unwrap_or_default();
+        println!("# limit: {percent} % of a CPU; used {used:?}, held up {times} times");
+    }
     println!("# calls: {}", c.sum());
     c.print();
     println!("{} passed, {} failed", results.passed, results.failed);

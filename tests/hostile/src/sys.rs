@@ -65,8 +65,13 @@ pub fn shared(len: usize) -> Res<*mut u8> {
 
 /// Lets nobody touch memory of [`shared`], `len` bytes from `at`.
 pub fn forbid(at: *mut u8, len: usize) -> Res {
+    protect(at, len, libc::PROT_NONE)
+}
+
+/// Changes what may be done in this process with memory of [`shared`], `len` bytes from `at`.
+pub fn protect(at: *mut u8, len: usize, prot: i32) -> Res {
     // SAFETY: the memory is the caller's, who touches it no more.
-    let r = unsafe { libc::mprotect(at.cast(), len, libc::PROT_NONE) };
+    let r = unsafe { libc::mprotect(at.cast(), len, prot) };
     check!(r == 0, "mprotect: {}", Error::last_os_error());
     Ok(())
 }

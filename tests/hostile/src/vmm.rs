@@ -30,6 +30,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use crate::count::call;
+use crate::count::kind;
 use crate::sys::Rng;
 use crate::Place;
 use crate::World;
@@ -223,7 +224,8 @@ impl<'a> Vmm<'a> {
                 25..45 => self.backend(q),
                 45..50 => self.mem_table(false),
                 50..53 => self.features(),
-                53..60 => self.events(q),
+                53..58 => self.events(q),
+                58..60 => self.dig(),
                 60..72 => self.message(),
                 _ => self.odd(q),
             }
@@ -374,7 +376,9 @@ impl<'a> Vmm<'a> {
     /// A memory table: all regions, or such a one as never was.
     fn mem_table(&mut self, all: bool) {
         let slots = &self.world.arena.slots;
-        let mut regions: Vec<_> = slots.iter().map(|s| s.region()).collect();
+        let mut regions: Vec<_> = (self.world.arena.everything())
+            .map(|s| s.region())
+            .collect();
         if !all && !self.rng.one_in(3) {
             regions.retain(|_| !self.rng.one_in(4));
             for r in &mut regions {
@@ -456,7 +460,7 @@ impl<'a> Vmm<'a> {
             self.iotlb = bits & ACCESS_PLATFORM != 0;
         }
         if self.iotlb && !self.rng.one_in(4) {
-            for s in &self.world.arena.slots {
+            for s in self.world.arena.everything() {
                 self.update(call::UPDATE, s.gpa, s.size, s.hva, iotlb::RW);
                 self.update(call::UPDATE, s.hva, s.size, s.hva, iotlb::RW);
             }
@@ -479,7 +483,7 @@ impl<'a> Vmm<'a> {
             if !self.reads {
                 return;
             }
-            if answer(self.world, self.device, &mut self.rng, &mut self.late).is_err() {
+            if answer_or_not(self.world, self.device, &mut self.rng, &mut self.late).is_err() {
                 return;
             }
         }
@@ -547,6 +551,13 @@ impl<'a> Vmm<'a> {
         };
     }
 
+    /// Changes what can be done with some of guest memory.
+    fn dig(&mut self) {
+        if self.world.arena.dig(&mut self.rng).is_err() {
+            self.world.counts.trouble.fetch_add(1, Relaxed);
+        }
+    }
+
     /// Things that are asked less often.
     fn odd(&mut self, q: usize) {
         let index = q as u32;
@@ -596,7 +607,10 @@ impl<'a> Vmm<'a> {
             }
             6 | 7 => {
                 let time = self.rng.pick(&[0, 0, 50, 1000, 20000]);
-                self.state(call::BUSYLOOP, sys::SET_VRING_BUSYLOOP_TIMEOUT, index, time);
+                let ok = self.state(call::BUSYLOOP, sys::SET_VRING_BUSYLOOP_TIMEOUT, index, time);
+                if ok && time > 0 {
+                    self.world.counts.kind(kind::POLLING);
+                }
             }
             8 => {
                 self.getters();
@@ -640,9 +654,18 @@ impl<'a> Vmm<'a> {
 
     /// The VMM lets go of a tap, which the device may have, and takes a new one.
     fn another_tap(&mut self) {
-        let Ok(tap) = Tap::new(&format!("t{}", self.taps), self.rng.pick(&[12, 12, 10, 0])) else {
+        let (name, hdr) = (format!("t{}", self.taps), self.rng.pick(&[12, 12, 10, 0]));
+        let tun = self.rng.one_in(4);
+        let made = match tun {
+            true => Tap::tun(&name, hdr),
+            false => Tap::new(&name, hdr),
+        };
+        let Ok(tap) = made else {
             return;
         };
+        if tun {
+            self.world.counts.kind(kind::TUN);
+        }
         self.taps += 1;
         if self.rng.one_in(3) {
             let _ = tap.sndbuf(20000);
@@ -657,19 +680,34 @@ fn send(world: &World, device: &File, call: usize, msg: &Msg) {
     world.counts.call(call, n.min(0));
 }
 
-/// Reads a message and answers it, more or less: also late, twice, or never. Fails with the negative errno if there is
-/// none.
-pub fn answer(world: &World, device: &File, rng: &mut Rng, late: &mut Late) -> Result<(), i32> {
+/// Reads a message, and answers it most often. Fails as [`answer`].
+pub fn answer_or_not(
+    world: &World,
+    device: &File,
+    rng: &mut Rng,
+    late: &mut Late,
+) -> Result<(), i32> {
     if rng.one_in(4) {
         for msg in late.0.drain(..) {
             send(world, device, call::ANSWER, &msg);
         }
     }
+    if !rng.one_in(8) {
+        return answer(world, device, rng, late);
+    }
+    // A VMM drops one that it can't serve.
+    iotlb::read(device)?;
+    world.counts.call(call::READ, 0);
+    world.counts.kind(kind::UNANSWERED);
+    Ok(())
+}
+
+/// Reads a message and answers it, more or less, also late or twice. Fails with the negative errno if there is none.
+fn answer(world: &World, device: &File, rng: &mut Rng, late: &mut Late) -> Result<(), i32> {
     let miss = iotlb::read(device)?;
     world.counts.call(call::READ, 0);
-    let slots = &world.arena.slots;
-    let by_gpa = (slots.iter()).find(|s| miss.iova.wrapping_sub(s.gpa) < s.size);
-    let by_hva = (slots.iter()).find(|s| miss.iova.wrapping_sub(s.hva) < s.size);
+    let by_gpa = (world.arena.everything()).find(|s| miss.iova.wrapping_sub(s.gpa) < s.size);
+    let by_hva = (world.arena.everything()).find(|s| miss.iova.wrapping_sub(s.hva) < s.size);
     let (first, slot) = match (by_gpa, by_hva) {
         (Some(s), _) => (s.gpa, s),
         (_, Some(s)) => (s.hva, s),
@@ -692,8 +730,7 @@ pub fn answer(world: &World, device: &File, rng: &mut Rng, late: &mut Late) -> R
     let update = Msg::update(first + from, size, slot.hva + from, perm);
     match rng.below(12) {
         0 if late.0.len() < 100 => late.0.push(update),
-        1 => {}
-        2 => {
+        1 => {
             send(world, device, call::ANSWER, &update);
             send(world, device, call::ANSWER, &update);
         }

@@ -66,6 +66,7 @@ codes! {
     ERANGE = 34,
     ENOSYS = 38,
     EOVERFLOW = 75,
+    EBADFD = 77,
     ENOTSOCK = 88,
     EMSGSIZE = 90,
     EOPNOTSUPP = 95,

@@ -136,7 +136,8 @@ pub fn check_changing(Case { guest, ops }: &Case, seed: u64) -> Step {
             }
             Op::Skip => {
                 taken -= ring.unpublished() as u64;
-                ring.set_base(ring.base().wrapping_add(1));
+                let next = ring.base().wrapping_add(1);
+                ring.set_base(next);
                 base.set(ring.base());
             }
             _ => {}

@@ -326,6 +326,36 @@ fn packet_socket_and_tap() -> Res {
     Ok(())
 }
 
+/// A backend that is refused leaves the old one as it was, also a queue that waits for it.
+fn refused() -> Res {
+    let mut g = Guest::new(Config::default())?;
+    // A tap's file that is attached to no interface has nothing to wait for.
+    let none = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
+    for n in 0..3 {
+        let b = g.buffer(g.hdr + 100);
+        g.rx.add(&[b]);
+        g.rx.submit();
+        // The queue has found its buffer, and the tap empty.
+        task::settle(&g)?;
+        for index in [RX, TX] {
+            check!(
+                g.net.set_backend(index, Some(&none)).is_err(),
+                "a backend that is none"
+            );
+        }
+        let p = frame(n, 100);
+        g.peer.send(&p)?;
+        check_eq!(g.rx.wait()?.len as usize, g.hdr + p.len());
+        let got = g.mem.read(b.gpa + g.hdr as u64, p.len());
+        same(&got, &p, "received packet")?;
+        g.send_all(&[frame(n, 60)])?;
+    }
+    Ok(())
+}
+
 fn main() {
     const TESTS: &[Test] = &[
         ("swap_tx", swap_tx),
@@ -335,6 +365,7 @@ fn main() {
         ("tap_closed_by_the_vmm", tap_closed_by_the_vmm),
         ("same_again", same_again),
         ("one_queue", one_queue),
+        ("refused", refused),
         ("packet_socket", packet_socket),
         ("packet_socket_vnet_hdr", packet_socket_vnet_hdr),
         ("packet_socket_and_tap", packet_socket_and_tap),

@@ -352,6 +352,28 @@ fn kick_before_bind() -> Res {
     Ok(())
 }
 
+/// Where the driver says when it wants a call can't be read: it is called, and the error told.
+fn unreadable() -> Res {
+    const PAGE: u64 = 4096;
+    let mut g = Guest::new(Config::with(VERSION_1 | EVENT_IDX).num(4096))?;
+    // Calls from now on are for an index that was passed.
+    send(&mut g)?;
+    g.tx.calls();
+    // The last page of the available ring, which has just the end of the entries, and the event index.
+    let (at, _) = g.mem.hva(g.tx.avail + 2 * PAGE);
+    // SAFETY: a page of guest memory that nobody but the device touches any more.
+    let r = unsafe { libc::mprotect(at.cast(), PAGE as usize, libc::PROT_NONE) };
+    check_eq!(r, 0, "mprotect");
+    let p = frame(2, 60);
+    let at = g.place(&p);
+    g.tx.add(&[Seg::r(at, g.hdr + p.len())]);
+    g.tx.publish();
+    g.tx.kick();
+    g.tx.spin()?;
+    check!(until(|| g.tx.calls() > 0), "no call when in doubt");
+    g.tx.wait_err()
+}
+
 fn main() {
     const TESTS: &[Test] = &[
         ("used_event_tx", used_event_tx),
@@ -367,6 +389,7 @@ fn main() {
         ("notify_on_empty", notify_on_empty),
         ("no_call_fd", no_call_fd),
         ("kick_before_bind", kick_before_bind),
+        ("unreadable", unreadable),
     ];
     ktap::run(TESTS)
 }

@@ -7,6 +7,8 @@
 //! its queue, and the owner is told by the error eventfd, once.
 
 use std::fs::read_to_string;
+use std::io::Read;
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -180,6 +182,59 @@ fn too_short() -> Res {
         }
         idle(g)
     })
+}
+
+/// A packet socket has no memory for a packet, it says, when the queue of its interface is full. That is tried again, by
+/// itself and not for ever: then it costs this packet.
+fn no_memory() -> Res {
+    let mut g = Guest::stopped(Config::with(VERSION_1 | VHOST_NET_HDR))?;
+    let slow = Tap::new("slow", 0)?;
+    ip("link set slow txqueuelen 2")?;
+    let filler = Peer::sender(slow.index, false)?;
+    let full = |_| {
+        let sent = (&filler.fd).write(&frame(0, 60));
+        sent.is_err_and(|e| e.raw_os_error() == Some(libc::ENOBUFS))
+    };
+    check!((0..20_000).any(full), "the interface takes all");
+    let socket = Peer::sender(slow.index, false)?;
+    g.backend(Some(&socket.fd))?;
+    let before = counts(&g, "tx")?;
+    for n in 0..3 {
+        let p = frame(n, 60);
+        let at = g.place(&p);
+        g.tx.add(&[Seg::r(at, g.hdr + p.len())]);
+    }
+    g.tx.submit();
+    let mut buf = [0; 100];
+    let mut next = || {
+        (&slow.fd)
+            .read(&mut buf)
+            .map(|len| buf[..len].to_vec())
+            .ok()
+    };
+    if sys::on_c() {
+        // It waits for room, as long as that takes.
+        std::thread::sleep(Duration::from_millis(100));
+        while next().is_some() {}
+    }
+    for _ in 0..3 {
+        g.tx.wait()?;
+    }
+    counted(&g, "tx", before, 0, 3)?;
+    idle(&g)?;
+    while next().is_some() {}
+    let p = frame(9, 60);
+    let at = g.place(&p);
+    g.tx.add(&[Seg::r(at, g.hdr + p.len())]);
+    g.tx.submit();
+    g.tx.wait()?;
+    let mut got = None;
+    sys::until(|| {
+        got = next();
+        got.as_ref() == Some(&p)
+    });
+    check_eq!(got, Some(p), "the packet behind");
+    Ok(())
 }
 
 /// How a page of the VMM's can't be used.
@@ -671,6 +726,7 @@ fn main() {
         ("too_long", too_long),
         ("too_long_and_last", too_long_and_last),
         ("too_short", too_short),
+        ("no_memory", no_memory),
         ("unreadable", unreadable),
         ("broken_ring", broken_ring),
         ("unwritable_single", unwritable_single),

@@ -14,8 +14,10 @@ use kselftest::feature::*;
 use kselftest::ktap::Test;
 use kselftest::sys::open;
 use kselftest::sys::*;
+use kselftest::task::settle;
 use kselftest::*;
 use libc::*;
+use vhost::net::VhostNet;
 use vhost::VhostBackend;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -244,6 +246,61 @@ fn reset_owner_running() -> Res {
         g.set_vring(TX)?;
         g.start()?;
     }
+    Ok(())
+}
+
+/// Nothing of what the last owner set is there for the next one, who sets only what it must.
+fn reset_owner_forgets() -> Res {
+    let mut g = Guest::new(Config::with(VERSION_1 | VHOST_NET_HDR))?;
+    g.send_all(&[frame(1, 60)])?;
+    for q in 0..2 {
+        errno!(g.net, SET_VRING_BUSYLOOP_TIMEOUT, &state(q, 50), 0);
+    }
+    g.net.reset_owner()?;
+    g.net.set_owner()?;
+    for q in 0..2 {
+        let mut time = state(q, 7);
+        errno!(g.net, GET_VRING_BUSYLOOP_TIMEOUT, &raw mut time, 0);
+        check_eq!(time.num, 0, "poll time of queue {q}");
+    }
+    g.tx.reset(0);
+    g.tx.calls();
+    g.net.set_mem_table(&Mem::table(g.mem.regions()))?;
+    let ring = &g.tx;
+    let addr = Addr {
+        index: TX as u32,
+        desc: g.mem.hva(ring.desc).0 as u64,
+        used: g.mem.hva(ring.used).0 as u64,
+        avail: g.mem.hva(ring.avail).0 as u64,
+        ..Default::default()
+    };
+    errno!(g.net, SET_VRING_NUM, &state(TX as u32, ring.num.into()), 0);
+    errno!(g.net, SET_VRING_ADDR, &addr, 0);
+    let kick = eventfd()?;
+    g.net.set_vring_kick(TX, &kick)?;
+    let plain = Tap::new("plain", 0)?;
+    let mut peer = Peer::new(plain.index, false)?;
+    g.net.set_backend(TX, Some(&plain.fd))?;
+    // No header of its own any more, nor one for the tap.
+    let p = frame(2, 60);
+    let at = g.mem.alloc(p.len(), 16);
+    g.mem.write(at, &p);
+    g.tx.add(&[Seg::r(at, p.len())]);
+    g.tx.publish();
+    g.tx.kick();
+    settle(&g)?;
+    check!(g.tx.pop().is_none(), "the old kick eventfd works");
+    kick.write(1)?;
+    g.tx.spin()?;
+    guest::same(&peer.recv()?, &p, "sent packet")?;
+    // A head that is none.
+    g.tx.offer(g.tx.num);
+    g.tx.publish();
+    kick.write(1)?;
+    settle(&g)?;
+    g.net.get_vring_base(TX)?;
+    check_eq!(g.tx.calls(), 0, "calls at the old eventfd");
+    check!(g.tx.err.read().is_err(), "an error at the old eventfd");
     Ok(())
 }
 
@@ -994,6 +1051,7 @@ fn main() {
         ("owned_by_child", owned_by_child),
         ("reset_owner", reset_owner),
         ("reset_owner_running", reset_owner_running),
+        ("reset_owner_forgets", reset_owner_forgets),
         ("features", features),
         ("offered", offered),
         ("features_array", features_array),

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Lists of fixed room.
+
+use kernel::prelude::*;
+use proptest::{collection::vec, prelude::*};
+use vhost_net_host_tests::{config, list::List};
+
+#[derive(Clone, Debug)]
+enum Op {
+    Push(u16),
+    Pop,
+    Truncate(usize),
+    Clear,
+    Set(usize, u16),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => any::<u16>().prop_map(Op::Push),
+        2 => Just(Op::Pop),
+        1 => (0..12usize).prop_map(Op::Truncate),
+        1 => Just(Op::Clear),
+        2 => (0..10usize, any::<u16>()).prop_map(|(at, value)| Op::Set(at, value)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(config(2000))]
+
+    #[test]
+    fn does_as_a_vector(room in 0..9usize, ops in vec(op(), 0..60)) {
+        let mut list = List::new(room).unwrap();
+        let mut model = Vec::new();
+        for op in ops {
+            match op {
+                Op::Push(value) => {
+                    let fits = model.len() < room;
+                    prop_assert_eq!(list.push(value), if fits { Ok(()) } else { Err(ENOBUFS) });
+                    if fits {
+                        model.push(value);
+                    }
+                }
+                Op::Pop => prop_assert_eq!(list.pop(), model.pop()),
+                Op::Truncate(len) => {
+                    list.truncate(len);
+                    model.truncate(len);
+                }
+                Op::Clear => {
+                    list.clear();
+                    model.clear();
+                }
+                Op::Set(at, value) => {
+                    let (there, wanted) = (list.as_mut_slice().get_mut(at), model.get_mut(at));
+                    prop_assert_eq!(there.is_some(), wanted.is_some());
+                    if let (Some(there), Some(wanted)) = (there, wanted) {
+                        (*there, *wanted) = (value, value);
+                    }
+                }
+            }
+            prop_assert_eq!(list.as_slice(), &model[..]);
+            prop_assert_eq!(list.len(), model.len());
+            prop_assert_eq!(list.is_full(), model.len() == room);
+            let only = if let [only] = model[..] { Some(only) } else { None };
+            prop_assert_eq!(list.only(), only);
+        }
+    }
+}
