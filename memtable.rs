@@ -9,14 +9,15 @@
 //! every buffer that a guest names.
 //!
 //! The room behind this door: [`addr`], the kinds of addresses; [`maps`], the lookup, with
-//! [`hint`] for its guesses; [`segments`], what it finds; [`access`], why it does not; [`iotlb`].
-//! What may never happen here: a translation that reaches a byte
+//! [`hint`] for its guesses; [`segments`], what it finds; [`access`], why it does not; [`iotlb`];
+//! [`ahead`], what it will not find. What may never happen here: a translation that reaches a byte
 //! that no map covers, or in a way that its map does not allow.
 
 #![forbid(unsafe_code)]
 
 mod access;
 mod addr;
+mod ahead;
 mod hint;
 mod iotlb;
 mod maps;
@@ -32,6 +33,10 @@ pub use addr::{
     GuestAddr,
     Iova, //
 };
+pub use ahead::Ahead;
+// How many there may be concerns the tests, too.
+#[allow(unused_imports)]
+pub use ahead::MAX_AHEAD;
 pub use hint::Hint;
 pub use iotlb::Iotlb;
 pub use maps::Maps;
@@ -67,7 +72,7 @@ impl MemTable {
     /// space (one that covers the whole of it is neither), and with [`ENOMEM`].
     pub fn new(regions: impl ExactSizeIterator<Item = Region>) -> Result<Self> {
         let mut maps = Maps::new();
-        maps.list.reserve(regions.len(), GFP_KERNEL)?;
+        maps.reserve(regions.len())?;
         for region in regions {
             let first = region.guest.get();
             let last = first.wrapping_add(region.size).wrapping_sub(1);
@@ -75,12 +80,7 @@ impl MemTable {
                 return Err(EFAULT);
             }
             // Owners name their regions in order, so that each goes to the end.
-            let mut add = |first, last, user| -> Result {
-                let index = maps.list.partition_point(|map| map.first <= first);
-                maps.list.reserve(1, GFP_KERNEL)?;
-                let map = maps.map(first, last, user, READ_WRITE);
-                Ok(maps.list.insert_within_capacity(index, map)?)
-            };
+            let mut add = |first, last, user| maps.add(first, last, user, READ_WRITE);
             if first == 0 && last == u64::MAX {
                 // The size of this one is no `u64`.
                 let middle = u64::MAX / 2;
@@ -90,7 +90,7 @@ impl MemTable {
                 add(first, last, region.user)?;
             }
         }
-        // INVARIANT: Each was put behind those that start no later, and `last < first` was refused.
+        // INVARIANT: `last < first` was refused.
         maps.link(0, usize::MAX);
         Ok(Self(maps))
     }
@@ -103,13 +103,13 @@ impl MemTable {
 
     /// Whether all of the table is within user space.
     pub fn access_ok(&self, mem: impl UserMemory) -> bool {
-        let mut maps = self.0.list.iter();
+        let mut maps = self.0.iter();
         maps.all(|map| mem.access_ok(map.user(), map.size()))
     }
 
     /// The guest's ranges, each as its first address and its size in bytes.
     pub fn ranges(&self) -> impl Iterator<Item = (GuestAddr, u64)> + '_ {
-        let maps = self.0.list.iter();
+        let maps = self.0.iter();
         maps.map(|map| (GuestAddr::new(map.first), map.size()))
     }
 
@@ -117,7 +117,7 @@ impl MemTable {
     /// is behind part of `len` bytes of user memory from `user`. Returns whether there is any.
     pub fn physical(&self, user: UserAddr, len: u64, mut f: impl FnMut(GuestAddr, u64)) -> bool {
         let mut any = false;
-        for map in self.0.list.iter() {
+        for map in self.0.iter() {
             // Where each of the ranges starts in the other, if it does.
             let skip = user.get().wrapping_sub(map.user().get());
             let ahead = map.user().get().wrapping_sub(user.get());

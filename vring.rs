@@ -29,7 +29,10 @@ mod memory;
 mod split;
 mod used_log;
 
-pub use chain::Chain;
+pub use chain::{
+    Chain,
+    Wanted, //
+};
 // What the owner may ask for; nobody else in the module does.
 #[allow(unused_imports)]
 pub use chain::MAX_NUM;
@@ -46,6 +49,7 @@ use crate::{
     features::Features,
     log::DirtyList,
     memtable::{
+        Ahead,
         Iotlb,
         Maps,
         Segments, //
@@ -151,6 +155,29 @@ impl Vring {
             Format::Split(split) => split.sizes(),
         };
         self.memory.find(iotlb, &sizes, &mut self.lookup)
+    }
+
+    /// Adds to `ahead` what `iotlb` does not know of what the device will come upon: the ring
+    /// itself, or if that was [found](Self::find), the chains that the driver has made available,
+    /// of which `wanted` are needed next. Nothing is taken.
+    #[cold]
+    pub fn look_ahead(
+        &mut self,
+        mem: impl UserMemory,
+        iotlb: &Iotlb,
+        wanted: Wanted,
+        ahead: &mut Ahead,
+    ) {
+        let Self {
+            memory,
+            lookup,
+            format: Format::Split(split),
+        } = self;
+        if memory.is_found(iotlb) {
+            split.look_ahead(memory, mem, lookup, iotlb.maps(), wanted, ahead);
+        } else {
+            memory.look_ahead(iotlb, &split.sizes(), lookup, ahead);
+        }
     }
 
     /// The index of the chain that the device will take next.

@@ -20,7 +20,7 @@ pub enum Access {
 /// The permissions of memory that may be both read and written (`VHOST_ACCESS_RW`).
 pub const READ_WRITE: u8 = Access::Read as u8 | Access::Write as u8;
 
-/// An access to an address that no map holds.
+/// An access to an address that no map holds, or that the map there does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Miss {
     /// The first such address; of a range that goes past the end, the first of all.
@@ -34,8 +34,8 @@ pub struct Miss {
 pub enum Refused {
     /// Part of it is in no map.
     Unmapped(Miss),
-    /// A map does not allow the access.
-    Denied,
+    /// A map does not allow the access, there.
+    Denied(Miss),
     /// It falls into more pieces than there is room for.
     TooMany,
 }

@@ -7,8 +7,8 @@
 /// How many guesses there are. A `u8` names one.
 const GUESSES: usize = 1 << u8::BITS;
 
-/// Guesses at which map an address falls into: the one where the last address in the same page, or
-/// in one that shares its guess, was found.
+/// Guesses at which map an address falls into, by its slot: the one where the last address in the
+/// same page, or in one that shares its guess, was found.
 ///
 /// They belong to the user of the maps, so that queues don't share them. A wrong one costs a
 /// search.
@@ -35,8 +35,8 @@ impl Hint {
         usize::from(self.0[Self::number(addr)])
     }
 
-    pub(super) fn learn(&mut self, addr: u64, index: usize) {
+    pub(super) fn learn(&mut self, addr: u64, slot: u32) {
         // Of more maps than that, the others are searched for each time.
-        self.0[Self::number(addr)] = index as u16;
+        self.0[Self::number(addr)] = slot as u16;
     }
 }

@@ -51,7 +51,7 @@ impl Iotlb {
         let more = size.checked_sub(1).ok_or(EFAULT)?;
         let last = first.checked_add(more).ok_or(EFAULT)?;
         self.generation += 1;
-        if self.maps.list.len() >= self.limit {
+        if self.maps.len() >= self.limit {
             self.maps.remove_oldest();
         }
         self.maps.insert(first, last, user, perm)

@@ -45,7 +45,10 @@ use crate::{
         uaccess::CurrentMm, //
     },
     uapi,
-    vring::Fault, //
+    vring::{
+        Fault,
+        Wanted, //
+    }, //
 };
 use kernel::{
     new_mutex,
@@ -149,7 +152,7 @@ impl<D: Driver> Device<D> {
                 // A class for each queue: the lock validator knows them apart.
                 first <- new_mutex!(Queue::<D>::new(0, D::new_queue(0)?, first)?, "vhost_first_queue"),
                 second <- new_mutex!(Queue::<D>::new(1, D::new_queue(1)?, second)?, "vhost_second_queue"),
-                misses <- new_spinlock!(Misses::new(), "vhost_misses"),
+                misses <- new_spinlock!(Misses::new()?, "vhost_misses"),
                 readers <- new_poll_condvar!("vhost_readers"),
                 lock_waiters: Atomic::new(0),
             }),
@@ -352,21 +355,23 @@ impl<D: Driver> Device<D> {
                 return ENOMEM;
             }
             if queue.iotlb.is_some() {
-                self.report_miss(queue, fault, false);
+                queue.look_ahead(mm, fault, None, Wanted::default());
+                self.wait_for_misses(queue, fault, false);
                 queue.fault(fault);
             }
             EFAULT
         })
     }
 
-    /// Forgets what the owner was to be told of queue `index`.
-    pub fn forget_miss(&self, index: usize) {
+    /// Forgets what queue `index` waits for, and what the owner was to be told of that.
+    pub fn forget_misses(&self, index: usize) {
         self.misses.lock().forget(index);
     }
 
     /// The queue can't go on. If that is because of an address that the IOTLB does not know, it
-    /// can as soon as the owner has said what is there; for want of memory, it can after a while,
-    /// and this returns true; if neither, the ring is broken, and the owner is told so.
+    /// can as soon as the owner has said what is there, and at all others that the queue needs
+    /// next, of which it [looked ahead](Queue::look_ahead); for want of memory, it can after a
+    /// while, and this returns true; if neither, the ring is broken, and the owner is told so.
     ///
     /// `again` says that the owner is to be told once more of an address that it knows of already.
     pub fn halt(&self, queue: &mut Queue<D>, fault: Fault, again: bool) -> bool {
@@ -377,24 +382,31 @@ impl<D: Driver> Device<D> {
         queue.halted = true;
         // The driver may mend it.
         queue.ring.forget_heads();
-        if !self.report_miss(queue, fault, again) {
+        if !self.wait_for_misses(queue, fault, again) {
             queue.fault(fault);
         }
         false
     }
 
-    /// Tells the owner of the address that the IOTLB does not know. Returns false if there is
-    /// none.
-    fn report_miss(&self, queue: &Queue<D>, fault: Fault, again: bool) -> bool {
-        let Some(miss) = fault.miss.filter(|_| queue.iotlb.is_some()) else {
+    /// Tells the owner what the queue needs that the IOTLB does not know. Returns false if that is
+    /// not what is wrong; a queue whose ring may not be used as it has to, waits for another map
+    /// of it all the same.
+    fn wait_for_misses(&self, queue: &Queue<D>, fault: Fault, again: bool) -> bool {
+        if queue.iotlb.is_none() {
             return false;
-        };
-        queue.stats.missed(&miss);
-        let mut misses = self.misses.lock();
-        if misses.add(queue.index, miss, queue.message_kind, again) {
-            self.readers.notify_all();
         }
-        true
+        let mut misses = self.misses.lock();
+        if let Some(miss) = &fault.miss {
+            queue.stats.missed(miss);
+            if misses.wait_for(queue.index, &queue.ahead, queue.message_kind, again) {
+                self.readers.notify_all();
+            }
+            return true;
+        }
+        if let Some(miss) = fault.denied {
+            misses.wait_silently(queue.index, miss);
+        }
+        false
     }
 
     /// Whether `mem` may be the memory of all the queues that run.

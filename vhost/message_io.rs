@@ -133,7 +133,10 @@ impl<D: Driver> Device<D> {
                     }
                 });
             }
-            uapi::IOTLB_INVALIDATE => self.lock_for_owner(iotlb).invalidate(addr, size)?,
+            uapi::IOTLB_INVALIDATE => {
+                self.lock_for_owner(iotlb).invalidate(addr, size)?;
+                self.misses.lock().invalidate(addr, size);
+            }
             _ => return Err(EINVAL),
         }
         Ok(())

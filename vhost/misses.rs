@@ -2,51 +2,71 @@
 
 //! The misses of the IOTLB, which a device tells its owner.
 //!
-//! A queue that comes upon an address that the IOTLB does not know stops and tells the owner, who
-//! reads that as a message (`VHOST_IOTLB_MISS`) and answers with an update. A queue has one miss
-//! at a time: it goes on at an answer to that one, which comes after the message was read. If none
-//! comes, for the owner may have failed, a kick has the queue look again, and ask again.
+//! A queue that comes upon an address that the IOTLB does not know stops, looks
+//! [ahead](crate::memtable::Ahead), and tells its owner of all that is missing, who reads each as a
+//! message (`VHOST_IOTLB_MISS`) and answers it with an update. The queue goes on when all that it
+//! needs next was answered. An answer comes after its message was read; where none comes, for the
+//! owner may have failed, a kick has the queue look again, and ask again for what it needs next.
+//! What an invalidation covers may be asked again, too.
+//!
+//! What a queue waits for is what it came upon when it last stopped: what was told and is no longer
+//! among that, is forgotten. How many these are, [`MAX_AHEAD`] says; their room was made with the
+//! device.
 
 #![forbid(unsafe_code)]
 
 use crate::{
     memtable::{
+        Ahead,
         Iova,
-        Miss, //
+        Miss,
+        MAX_AHEAD, //
     },
     uapi, //
 };
+use kernel::prelude::*;
 
 /// A miss of a queue.
 #[derive(Clone, Copy)]
 struct Waiting {
+    queue: usize,
     miss: Miss,
     /// The message's type, which says what the rest is like.
     kind: u32,
-    /// Misses are read in the order of these.
+    /// The message's, which no other has.
     number: u64,
     /// The message was read, and is not to be read again.
     read: bool,
     /// The same miss was read before, as another message: it may be answered.
     asked: bool,
+    /// An invalidation has come after the message was read: there may be no answer.
+    stale: bool,
+    /// The queue can't go on without it.
+    needed: bool,
+    /// Nobody is told: a map is there, which does not allow the access.
+    silent: bool,
 }
 
 /// The misses of a device with `N` queues.
+///
+/// # Invariants
+///
+/// Each queue has at most [`MAX_AHEAD`], each once. The first is the one to be read first.
 pub struct Misses<const N: usize> {
-    queues: [Option<Waiting>; N],
+    list: KVVec<Waiting>,
     next_number: u64,
     /// There is an IOTLB, so there may be misses.
     open: bool,
 }
 
 impl<const N: usize> Misses<N> {
-    /// No misses, and none to come.
-    pub const fn new() -> Self {
-        Self {
-            queues: [None; N],
+    /// No misses, and none to come. Fails with [`ENOMEM`].
+    pub fn new() -> Result<Self> {
+        Ok(Self {
+            list: KVVec::with_capacity(N * MAX_AHEAD, GFP_KERNEL)?,
             next_number: 0,
             open: false,
-        }
+        })
     }
 
     /// Whether there may be misses.
@@ -59,54 +79,90 @@ impl<const N: usize> Misses<N> {
         self.open = true;
     }
 
-    /// Forgets the miss of queue `index`.
+    /// Forgets the misses of queue `index`.
     pub fn forget(&mut self, index: usize) {
-        if let Some(slot) = self.queues.get_mut(index) {
-            *slot = None;
-        }
+        self.list.retain(|waiting| waiting.queue != index);
     }
 
     /// Forgets all misses; there will be no more.
     pub fn close(&mut self) {
-        self.queues = [None; N];
+        self.list.clear();
         self.open = false;
     }
 
-    /// Adds a miss of queue `index`, as a message of type `kind`. With `again` it takes the place
-    /// of one that was read and not answered. Returns false if there is another one, which comes
-    /// first.
-    pub fn add(&mut self, index: usize, miss: Miss, kind: u32, again: bool) -> bool {
-        let Some(slot) = self.queues.get_mut(index) else {
-            return false;
-        };
-        if slot.is_some_and(|waiting| !waiting.read || !again) {
+    /// Has queue `index` wait for `ahead`, and for nothing else, with messages of type `kind`. With
+    /// `again`, what it needs next is asked for once more if it was read and not answered.
+    ///
+    /// Returns whether there is a message to read that was not there before.
+    pub fn wait_for(&mut self, index: usize, ahead: &Ahead, kind: u32, again: bool) -> bool {
+        if index >= N {
             return false;
         }
-        *slot = Some(Waiting {
-            miss,
-            kind,
-            number: self.next_number,
-            read: false,
-            // The answer to the first message may be on its way.
-            asked: slot.is_some_and(|waiting| waiting.miss == miss),
+        // What was told goes in the order of its messages; what is told anew comes behind it.
+        self.list.retain(|waiting| {
+            waiting.queue != index
+                || !waiting.silent && ahead.iter().any(|(miss, _)| miss == waiting.miss)
         });
-        self.next_number += 1;
-        true
+        let before = self.next_number;
+        for (miss, needed) in ahead.iter() {
+            let known = |waiting: &Waiting| waiting.queue == index && waiting.miss == miss;
+            let known = self.list.iter().position(known);
+            let mut asked = false;
+            if let Some((at, waiting)) = known.and_then(|at| Some((at, self.list.get_mut(at)?))) {
+                waiting.needed = needed;
+                if !waiting.read || !(waiting.stale || again && needed) {
+                    continue;
+                }
+                // The answer to the first message may be on its way.
+                asked = true;
+                let _ = self.list.remove(at);
+            }
+            // INVARIANT: It is not there, and there is room: the others of its queue are in `ahead`.
+            let _ = self.list.push_within_capacity(Waiting {
+                queue: index,
+                miss,
+                kind,
+                number: self.next_number,
+                read: false,
+                asked,
+                stale: false,
+                needed,
+                silent: false,
+            });
+            self.next_number += 1;
+        }
+        self.next_number != before
+    }
+
+    /// Has queue `index` wait, and for nothing else, until an update covers an address that a map
+    /// does not allow to be used: nobody is asked for that.
+    pub fn wait_silently(&mut self, index: usize, miss: Miss) {
+        self.forget(index);
+        if index < N {
+            // INVARIANT: It is the only one of its queue.
+            let _ = self.list.push_within_capacity(Waiting {
+                queue: index,
+                miss,
+                kind: 0,
+                number: self.next_number,
+                read: true,
+                asked: false,
+                stale: false,
+                needed: true,
+                silent: true,
+            });
+            self.next_number += 1;
+        }
     }
 
     /// Whether there is a message to read.
     pub fn is_readable(&self) -> bool {
-        self.queues.iter().flatten().any(|waiting| !waiting.read)
+        self.list.iter().any(|waiting| !waiting.read)
     }
 
     /// Reads the oldest message that was not read. Returns it with its number.
     pub fn read(&mut self) -> Option<(uapi::Message, u64)> {
-        let waiting = self
-            .queues
-            .iter_mut()
-            .flatten()
-            .filter(|waiting| !waiting.read)
-            .min_by_key(|waiting| waiting.number)?;
+        let waiting = self.list.iter_mut().find(|waiting| !waiting.read)?;
         waiting.read = true;
         let message = uapi::Message {
             kind: waiting.kind,
@@ -126,25 +182,41 @@ impl<const N: usize> Misses<N> {
 
     /// The message of this number did not reach its reader: the next one gets it.
     pub fn unread(&mut self, number: u64) {
-        for waiting in self.queues.iter_mut().flatten() {
-            if waiting.number == number {
+        for waiting in self.list.iter_mut() {
+            if waiting.number == number && !waiting.silent {
                 waiting.read = false;
             }
         }
     }
 
-    /// Removes the misses that were read once and whose address is one of `size` from `addr`. Calls
-    /// `f` with the index of each one's queue.
+    /// There is an update of `size` bytes from `addr`. Where it covers a miss of a queue that was
+    /// read once, it is the answer to that, and to all others of the queue that it covers. Calls
+    /// `f` with the index of each queue that has all that it needs then.
     pub fn answer(&mut self, addr: Iova, size: u64, mut f: impl FnMut(usize)) {
-        for (index, slot) in self.queues.iter_mut().enumerate() {
-            let answered = slot.is_some_and(|waiting| {
-                let asked = waiting.read || waiting.asked;
-                asked && waiting.miss.addr.get().wrapping_sub(addr.get()) < size
-            });
-            if answered {
-                *slot = None;
+        let covers = |waiting: &Waiting| waiting.miss.addr.get().wrapping_sub(addr.get()) < size;
+        for index in 0..N {
+            let (mut answers, mut needed) = (false, false);
+            for waiting in self.list.iter().filter(|w| w.queue == index && covers(w)) {
+                answers |= waiting.read || waiting.asked;
+                needed |= waiting.needed;
+            }
+            if !answers {
+                continue;
+            }
+            self.list.retain(|w| w.queue != index || !covers(w));
+            needed &= !self.list.iter().any(|w| w.queue == index && w.needed);
+            if needed {
                 f(index);
             }
+        }
+    }
+
+    /// The maps of `size` bytes from `addr` are gone: who was asked for one of these may have
+    /// nothing to say.
+    pub fn invalidate(&mut self, addr: Iova, size: u64) {
+        for waiting in self.list.iter_mut() {
+            let at = waiting.miss.addr.get().wrapping_sub(addr.get());
+            waiting.stale |= waiting.read && at < size;
         }
     }
 }

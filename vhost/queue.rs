@@ -19,6 +19,7 @@ use crate::{
     features::Features,
     log::DirtyLog,
     memtable::{
+        Ahead,
         GuestAddr,
         Iotlb,
         MemTable, //
@@ -40,7 +41,8 @@ use crate::{
         Endian,
         Fault,
         RingAddrs,
-        Vring, //
+        Vring,
+        Wanted, //
     }, //
 };
 use kernel::{
@@ -89,6 +91,8 @@ pub struct Queue<S: QueueState, W: Wake> {
     /// worker has it locked: who has changed it knows that what was there before is no longer
     /// used, but for packets that are on their way without a copy.
     pub iotlb: Option<Arc<Mutex<Iotlb>>>,
+    /// What the IOTLB did not know when the queue was last stopped by that.
+    pub(super) ahead: Ahead,
     /// What the driver accepted.
     pub features: Features,
     /// What the device keeps.
@@ -130,6 +134,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
             ring: Vring::new()?,
             mem: None,
             iotlb: None,
+            ahead: Ahead::new()?,
             features: Features::default(),
             state,
             stats: shown.stats.clone(),
@@ -226,6 +231,24 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         self.facts_changed = true;
         if let Some(err) = &self.err {
             err.signal();
+        }
+    }
+
+    /// Looks, after a fault that is a miss, for what else the IOTLB does not know of what the
+    /// queue will come upon, of which it needs `wanted` next. Without `iotlb` it looks for nothing.
+    pub fn look_ahead(
+        &mut self,
+        mm: CurrentMm<'_>,
+        fault: Fault,
+        iotlb: Option<&Iotlb>,
+        wanted: Wanted,
+    ) {
+        let Some(miss) = fault.miss else {
+            return;
+        };
+        self.ahead.begin(miss);
+        if let Some(iotlb) = iotlb {
+            self.ring.look_ahead(mm, iotlb, wanted, &mut self.ahead);
         }
     }
 

@@ -42,7 +42,7 @@ pub fn set_backend(device: &Device, mm: CurrentMm<'_>, index: usize, fd: i32) ->
     let queue = &mut *guard;
     if fd == uapi::FILE_UNBIND {
         // Whatever the queue waited for, it has no use for it any more.
-        device.forget_miss(index);
+        device.forget_misses(index);
     }
     if !queue.access_ok(mm) {
         return Err(EFAULT);

@@ -39,10 +39,23 @@ use crate::{
     },
     vring::{
         Fault,
-        Take, //
+        Take,
+        Wanted, //
     }, //
 };
 use kernel::prelude::*;
+
+/// What the packet that comes next needs of the ring.
+pub fn wanted(queue: &mut Queue) -> Wanted {
+    let mergeable = queue.features.has(Features::MRG_RXBUF);
+    let state = &mut queue.state;
+    let receiver = state.backend.as_mut().and_then(|b| b.receiver.as_mut());
+    let packet = receiver.map_or(0, |receiver| receiver.peek_len());
+    Wanted {
+        bytes: (packet + state.backend_header + state.own_header) as u64,
+        chains: if mergeable { MAX_SEGMENTS as u16 } else { 1 },
+    }
+}
 
 /// Moves packets from the backend to the guest, until there is a reason to pause.
 ///

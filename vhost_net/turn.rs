@@ -25,7 +25,10 @@ use super::{
         TX, //
     },
     queue::run_when_ready,
-    receive::receive,
+    receive::{
+        receive,
+        wanted, //
+    },
     stretch::Stretch,
     transmit::{
         send_batch,
@@ -34,13 +37,19 @@ use super::{
     },
 };
 use crate::{
-    memtable::Maps,
+    memtable::{
+        Iotlb,
+        Maps, //
+    },
     sys::{
         socket::Socket,
         uaccess::CurrentMm, //
     },
     vhost::Cause,
-    vring::Fault, //
+    vring::{
+        Fault,
+        Wanted, //
+    }, //
 };
 use kernel::prelude::*;
 
@@ -67,7 +76,7 @@ pub fn turn(device: &Device, mm: CurrentMm<'_>, queue: &mut Queue, cause: Cause)
     let mut maps = mem.maps();
     if let Some(iotlb) = &iotlb {
         if let Err(fault) = queue.ring.find(iotlb) {
-            return rest_after(device, queue, fault, cause);
+            return rest_after(device, mm, queue, fault, cause, Some(&**iotlb));
         }
         maps = iotlb.maps();
     }
@@ -88,16 +97,31 @@ pub fn turn(device: &Device, mm: CurrentMm<'_>, queue: &mut Queue, cause: Cause)
             0
         }
         (Ok(Next::Rest(msecs)), Ok(())) => msecs,
-        (Err(fault), _) | (_, Err(fault)) => rest_after(device, queue, fault, cause),
+        (Err(fault), _) | (_, Err(fault)) => {
+            rest_after(device, mm, queue, fault, cause, iotlb.as_deref())
+        }
     }
 }
 
 /// Halts the queue, unless that was for want of memory. Returns how long it rests then.
 #[cold]
-fn rest_after(device: &Device, queue: &mut Queue, fault: Fault, cause: Cause) -> u32 {
+fn rest_after(
+    device: &Device,
+    mm: CurrentMm<'_>,
+    queue: &mut Queue,
+    fault: Fault,
+    cause: Cause,
+    iotlb: Option<&Iotlb>,
+) -> u32 {
     if fault.miss.is_none() {
         // Or each packet that comes would have it told again.
         queue.state.poll.as_mut().stop();
+    } else {
+        let wanted = match queue.index() {
+            RX => wanted(queue),
+            _ => Wanted::default(),
+        };
+        queue.look_ahead(mm, fault, iotlb, wanted);
     }
     if device.halt(queue, fault, cause.kicked) {
         REST
@@ -128,8 +152,8 @@ fn move_packets(
     queue.disable_kicks(mm)?;
 
     let way = Way::of(queue, sock);
-    let mut budget = Budget::default();
-    while !budget.is_spent() {
+    let mut budget = Budget::new(busy_poll.iotlb.is_some());
+    while budget.has_more() {
         if queue.ring.unpublished() >= BATCH {
             finish(queue, mm, sock, None)?;
         }
@@ -138,6 +162,10 @@ fn move_packets(
             _ => transmit(queue, mm, maps, sock, way, &mut budget)?,
         };
         if matches!(pause, Pause::Enough) {
+            // Who changes the IOTLB does not wait for more than a lap.
+            if busy_poll.iotlb.is_some() && busy_poll.device.is_waited_for() {
+                break;
+            }
             continue;
         }
         finish(queue, mm, sock, Some(stretch))?;

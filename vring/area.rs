@@ -61,7 +61,7 @@ impl Area {
         let Lookup { hint, table } = lookup;
         table.clear();
         maps.translate(addr, len, access, hint, table)
-            .because(why)?;
+            .map_err(|refused| Fault::refused_ring(refused, why))?;
         let mut area = Self::default();
         match table.as_slice() {
             [all] => area = Self::flat(all.addr()),

@@ -53,6 +53,14 @@ pub struct Chain {
     pub descriptors: u32,
 }
 
+/// What the device needs of a ring next: chains until it has so many bytes, but no more chains
+/// than these; in any case one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted {
+    pub bytes: u64,
+    pub chains: u16,
+}
+
 /// What was found of a packet's chains; of the one at hand, how many segments.
 #[derive(Clone, Copy)]
 pub(super) struct Found {

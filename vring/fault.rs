@@ -22,6 +22,8 @@ pub struct Fault {
     pub why: &'static str,
     /// The address that nothing is known of, if that is all that is wrong.
     pub miss: Option<Miss>,
+    /// The address of the ring that a map does not allow to be used so, if that is.
+    pub denied: Option<Miss>,
 }
 
 impl Fault {
@@ -31,6 +33,18 @@ impl Fault {
             error,
             why,
             miss: None,
+            denied: None,
+        }
+    }
+
+    /// As [`Self::refused`], of the ring itself.
+    pub(super) fn refused_ring(refused: Refused, why: &'static str) -> Self {
+        Self {
+            denied: match refused {
+                Refused::Denied(miss) => Some(miss),
+                _ => None,
+            },
+            ..Self::refused(refused, why)
         }
     }
 
@@ -40,7 +54,7 @@ impl Fault {
                 miss: Some(miss),
                 ..Self::new(EFAULT, why)
             },
-            Refused::Denied => Self::new(EPERM, "a map does not allow the access"),
+            Refused::Denied(_) => Self::new(EPERM, "a map does not allow the access"),
             Refused::TooMany => Self::new(ENOBUFS, "a chain has too many pieces"),
         }
     }

@@ -20,7 +20,9 @@ use super::{
 use crate::{
     memtable::{
         Access,
-        Iotlb, //
+        Ahead,
+        Iotlb,
+        Iova, //
     },
     usermem::{
         UserAddr,
@@ -151,6 +153,24 @@ impl RingMemory {
         self.used = area(addrs.used, sizes.used, Access::Write)?;
         self.found_in = Some(iotlb.generation());
         Ok(())
+    }
+
+    /// Adds to `ahead` what `iotlb` does not know of the areas. All of it is needed.
+    pub(super) fn look_ahead(
+        &self,
+        iotlb: &Iotlb,
+        sizes: &Sizes,
+        lookup: &mut Lookup,
+        ahead: &mut Ahead,
+    ) {
+        let addrs = self.addrs;
+        let mut area = |addr: UserAddr, len, access| {
+            let addr = Iova::new(addr.get());
+            ahead.look(iotlb.maps(), addr, len, access, &mut lookup.hint);
+        };
+        area(addrs.desc, sizes.desc, Access::Read);
+        area(addrs.avail, sizes.avail, Access::Read);
+        area(addrs.used, sizes.used, Access::Write);
     }
 
     /// Finds the first `len` bytes of the used ring, to be read and written.

@@ -5,13 +5,14 @@
 //!
 //! Here are its indices, and the way of a chain. In its room: [`layout`], where things are;
 //! [`desc`] and [`indirect`], descriptors; [`heads`], what is read ahead; [`taken`], the used
-//! entries to be; [`events`], kicks and calls.
+//! entries to be; [`events`], kicks and calls; [`ahead`], a look at what will be taken.
 //!
 //! Its indices only ever move by what was checked. What it has taken and not given back is in
 //! [`Taken`].
 
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod desc;
 mod events;
 mod heads;

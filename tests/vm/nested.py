@@ -79,7 +79,7 @@ def add_tap(name, queues=1):
 class Guest:
     """A QEMU whose network device is the tap of its name, with the files that make-guest made."""
 
-    def __init__(self, tap, files, *options, device="", iommu=None, queues=1):
+    def __init__(self, tap, files, *options, device="", iommu=None, queues=1, vhost=True):
         # Room for what arrives while a busy machine does not run the receiver.
         for name in ("rmem_max", "rmem_default"):
             pathlib.Path(f"/proc/sys/net/core/{name}").write_text("4194304")
@@ -92,7 +92,9 @@ class Guest:
             iommu_options = ["-device", "intel-iommu,device-iotlb=on,intremap=off"]
             append += f" intel_iommu=on {IOMMU[iommu]}"
             device += ",disable-legacy=on,iommu_platform=on,ats=on"
-        netdev = f"tap,id=net,ifname={tap},script=no,downscript=no,vhost=on,vhostforce=on"
+        # Without vhost QEMU moves the packets itself.
+        backend = "vhost=on,vhostforce=on" if vhost else "vhost=off"
+        netdev = f"tap,id=net,ifname={tap},script=no,downscript=no,{backend}"
         if queues > 1:
             # A vector for each queue, the configuration and the control queue.
             netdev += f",queues={queues}"

@@ -14,6 +14,8 @@ use super::desc::{
 use crate::{
     memtable::{
         Access,
+        Ahead,
+        Maps,
         Segments, //
     },
     usermem::{
@@ -81,6 +83,49 @@ pub(super) fn follow(
         }
     }
     Err(Fault::new(EINVAL, "an indirect table goes on past its end"))
+}
+
+/// Adds to `ahead` what is missing in `maps` of the indirect table that `desc` names, and of its
+/// buffers, if all of the table is there. Returns how many bytes these have; none if the look ends
+/// here.
+pub(super) fn look_ahead(
+    mem: impl UserMemory,
+    endian: Endian,
+    desc: Desc,
+    maps: &Maps,
+    lookup: &mut Lookup,
+    ahead: &mut Ahead,
+) -> Option<u64> {
+    let count = desc.len / DESC_SIZE as u32;
+    if desc.len % DESC_SIZE as u32 != 0 || count > MAX_INDIRECT {
+        return None;
+    }
+    let Lookup { hint, table } = lookup;
+    if ahead.look(maps, desc.addr, u64::from(desc.len), Access::Read, hint) {
+        // What is behind it can't be known, nor what is needed behind that.
+        ahead.go_beyond();
+        return Some(0);
+    }
+    table.clear();
+    let found = maps.translate(desc.addr, desc.len, Access::Read, hint, table);
+    found.ok()?;
+
+    let mut reader = TableReader::new(table);
+    let mut bytes = 0;
+    for _ in 0..count {
+        ahead.step()?;
+        let desc = Desc::new(reader.next(mem).ok()?, endian);
+        if desc.has(Desc::F_INDIRECT) {
+            return None;
+        }
+        let len = u64::from(desc.len);
+        ahead.look(maps, desc.addr, len, desc.access(), hint);
+        bytes += len;
+        if !desc.has(Desc::F_NEXT) {
+            return Some(bytes);
+        }
+    }
+    None
 }
 
 /// Reads an indirect table, which may fall into several pieces of user memory.

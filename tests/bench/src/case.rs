@@ -35,6 +35,17 @@ pub enum Layout {
     Merged,
 }
 
+/// What the device's IOTLB knows of the buffers when they are made available.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Known {
+    /// All of them, or there is none.
+    All,
+    /// Nothing: they were mapped a moment ago, for this packet.
+    Nothing,
+    /// Nothing any more: the same memory is used by as many addresses as this, in turn, which are more pages than it holds.
+    Cycling(u64),
+}
+
 #[derive(Clone, Copy)]
 pub struct Case {
     pub name: &'static str,
@@ -51,8 +62,11 @@ pub struct Case {
     pub features: u64,
     /// The backend is a packet socket, not the tap.
     pub raw: bool,
+    pub known: Known,
     /// The worker's instructions, Rust / C, that the project wants at most.
     pub goal: f64,
+    /// The same of the time from kick to call.
+    pub clock_goal: f64,
 }
 
 /// The simplest case, from which the others differ.
@@ -66,7 +80,19 @@ const TX: Case = Case {
     regions: 1,
     features: USUAL,
     raw: false,
+    known: Known::All,
     goal: 0.85,
+    clock_goal: 1.00,
+};
+/// Behind an IOMMU that maps each packet anew.
+const COLD: Case = Case {
+    name: "tx-iotlb-cold",
+    features: USUAL | ACCESS_PLATFORM,
+    known: Known::Nothing,
+    packets: 640,
+    goal: 1.00,
+    clock_goal: 0.25,
+    ..TX
 };
 const RX: Case = Case {
     name: "rx-60",
@@ -94,6 +120,10 @@ pub const CASES: &[Case] = &[
     Case { name: "rx-dirty-log", features: USUAL | LOG_ALL, goal: 0.50, ..RX },
     Case { name: "tx-iotlb", features: USUAL | ACCESS_PLATFORM, ..TX },
     Case { name: "rx-iotlb", features: USUAL | ACCESS_PLATFORM, ..RX },
+    COLD,
+    Case { name: "rx-iotlb-cold", flow: Flow::Rx, ..COLD },
+    Case { name: "tx-17-pages", len: 65000, batch: 1, packets: 40, ..COLD },
+    Case { name: "tx-iotlb-full", known: Known::Cycling(64), packets: 6400, clock_goal: 1.00, ..COLD },
     Case { name: "tx-in-order", features: USUAL | IN_ORDER, goal: 1.00, ..TX },
     Case { name: "rx-in-order", features: USUAL | IN_ORDER, goal: 1.00, ..RX },
     Case { name: "rx-mergeable", len: 8000, layout: Layout::Merged, batch: 32, packets: 1600, goal: 1.00, ..RX },

@@ -48,6 +48,9 @@ pub struct Line {
     worker_ns: u64,
     machine_ns: u64,
     span_ns: u64,
+    misses: u64,
+    owner_waits: u64,
+    worker_waits: u64,
     /// Feature bits that the driver does not offer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     missing: Vec<u32>,
@@ -138,6 +141,9 @@ fn one(mode: &str, name: &str, times: &str) -> Res {
             worker_ns: c.worker,
             machine_ns: c.machine,
             span_ns: c.span,
+            misses: c.misses,
+            owner_waits: c.owner_waits,
+            worker_waits: c.worker_waits,
             ..Default::default()
         },
         Ok(Outcome::Missing(bits)) => Line {

@@ -36,6 +36,9 @@ struct Figures {
     worker: f64,
     machine: f64,
     span: f64,
+    misses: f64,
+    owner_waits: f64,
+    worker_waits: f64,
 }
 
 /// Of the quotients of each round.
@@ -78,7 +81,10 @@ pub fn report(results: &Path, files: &[&str]) -> Res {
             .collect();
         match mode {
             "icount" => print_icount(rounds, &of_mode),
-            _ => print_clock(rounds, &of_mode),
+            _ => {
+                print_clock(rounds, &of_mode);
+                print_misses(&of_mode);
+            }
         }
         let notes: BTreeSet<_> = of_mode
             .iter()
@@ -138,7 +144,10 @@ fn summary(mode: &str, case: &Case, lines: &[&Line]) -> Option<Summary> {
     Some(Summary {
         mode: mode.into(),
         case: case.name,
-        goal: if mode == "icount" { case.goal } else { 1.0 },
+        goal: match mode {
+            "icount" => case.goal,
+            _ => case.clock_goal,
+        },
         c: figures(&c),
         rust: figures(&rust),
         worker: ratio(worker),
@@ -174,6 +183,9 @@ fn figures(lines: &[&Line]) -> Option<Figures> {
         worker: of(worker)?,
         machine: of(machine)?,
         span: of(span)?,
+        misses: of(|l| l.misses as f64 / l.packets as f64)?,
+        owner_waits: of(|l| l.owner_waits as f64 / l.packets as f64)?,
+        worker_waits: of(|l| l.worker_waits as f64 / l.packets as f64)?,
     })
 }
 
@@ -228,6 +240,36 @@ fn print_icount(rounds: usize, all: &[Summary]) {
             figure(&s.c, |f| f.machine, s, "c"),
             figure(&s.rust, |f| f.machine, s, "rust"),
             quotient(&s.machine),
+        );
+    }
+    println!();
+}
+
+/// What an IOMMU costs that maps packets anew: messages, and who had to be woken.
+fn print_misses(all: &[Summary]) {
+    let with_misses = |s: &&Summary| s.c.as_ref().is_some_and(|f| f.misses > 0.0);
+    let of_note: Vec<_> = all.iter().filter(with_misses).collect();
+    if of_note.is_empty() {
+        return;
+    }
+    println!("A packet behind an IOMMU: misses that the owner answered, and how often it and the worker waited (medians)");
+    println!();
+    println!("| case          | misses: C |   Rust | owner: C |   Rust | worker: C |   Rust |");
+    println!("| :------------ | --------: | -----: | -------: | -----: | --------: | -----: |");
+    for s in of_note {
+        let of = |f: &Option<Figures>, value: fn(&Figures) -> f64| {
+            f.as_ref()
+                .map_or("-".into(), |f| format!("{:.2}", value(f)))
+        };
+        println!(
+            "| {:13} | {:>9} | {:>6} | {:>8} | {:>6} | {:>9} | {:>6} |",
+            s.case,
+            of(&s.c, |f| f.misses),
+            of(&s.rust, |f| f.misses),
+            of(&s.c, |f| f.owner_waits),
+            of(&s.rust, |f| f.owner_waits),
+            of(&s.c, |f| f.worker_waits),
+            of(&s.rust, |f| f.worker_waits),
         );
     }
     println!();

@@ -6,9 +6,11 @@
 //! Every packet carries a number. Before and after the measurement everything that arrives is compared
 //! byte by byte; during it packets are counted, and of each received batch one is compared.
 
+use std::fs::File;
 use std::io::Read;
-use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -19,6 +21,8 @@ use kselftest::deadline;
 use kselftest::feature::*;
 use kselftest::frame;
 use kselftest::guest::same;
+use kselftest::iotlb;
+use kselftest::iotlb::Msg;
 use kselftest::net;
 use kselftest::ring::INDIRECT as INDIRECT_FLAG;
 use kselftest::sys as ioctls;
@@ -35,6 +39,8 @@ use crate::case::*;
 use crate::sys;
 
 const PAGE: u64 = 4096;
+/// What the driver's addresses that cycle are apart by; the guest's are below it.
+const WINDOW: u64 = 1 << 32;
 /// Before a packet in guest memory.
 const HDR: usize = 12;
 /// Ethernet, IPv4 and TCP headers of a packet to be segmented.
@@ -55,7 +61,15 @@ pub struct Cost {
     pub machine: u64,
     /// The time from kicks to the calls that answered them.
     pub span: u64,
+    /// Misses of the IOTLB that were read, and how often the thread that reads them, and the worker, waited.
+    pub misses: u64,
+    pub owner_waits: u64,
+    pub worker_waits: u64,
 }
+
+/// What [`Bench::serve`] did.
+static MISSES: AtomicU64 = AtomicU64::new(0);
+static OWNER_WAITS: AtomicU64 = AtomicU64::new(0);
 
 /// The result of a case.
 pub enum Outcome {
@@ -127,12 +141,19 @@ pub fn run(case: Case, times: usize, pinned: bool) -> Res<Outcome> {
     b.span = Duration::ZERO;
     let arrived = sys::received(&b.guest.tap.name)?;
     let runtime = sys::runtime(worker)?;
+    let counts = || -> Res<[u64; 3]> {
+        let thread = format!("/proc/self/task/{worker}");
+        let waits = kselftest::task::sleeps(thread.as_ref())?;
+        Ok([MISSES.load(Relaxed), OWNER_WAITS.load(Relaxed), waits])
+    };
+    let before = counts()?;
     let start = Instant::now();
     for _ in 0..batches {
         b.batch(false)?;
     }
     let machine = start.elapsed();
     let runtime = sys::runtime(worker)? - runtime;
+    let after = counts()?;
     let arrived = sys::received(&b.guest.tap.name)? - arrived;
 
     let sent = match case.sends() && !case.raw {
@@ -152,6 +173,9 @@ pub fn run(case: Case, times: usize, pinned: bool) -> Res<Outcome> {
         worker: runtime,
         machine: machine.as_nanos() as u64,
         span: b.span.as_nanos() as u64,
+        misses: after[0] - before[0],
+        owner_waits: after[1] - before[1],
+        worker_waits: after[2] - before[2],
     }))
 }
 
@@ -245,6 +269,10 @@ impl Bench {
                 check_eq!(ioctls::ioctl(&g.net, ioctls::SET_VRING_ADDR, &addr), 0);
             }
         }
+        if self.case.known != Known::All {
+            self.serve()?;
+        }
+        let g = &self.guest;
         let backend = self.raw.as_ref().map_or(&g.tap.fd, |raw| &raw.fd);
         for (index, used) in [(TX, self.case.sends()), (RX, self.case.receives())] {
             if used {
@@ -263,21 +291,52 @@ impl Bench {
         let g = &self.guest;
         let first = g.mem.regions()[0].gpa;
         let end = g.mem.alloc(0, PAGE);
-        let device = sys::file(&g.net);
         for page in (first..end).step_by(PAGE as usize) {
-            // struct vhost_msg_v2
-            let mut msg = [0u8; 72];
-            msg[0] = 2; // VHOST_IOTLB_MSG_V2
-            msg[8..16].copy_from_slice(&page.to_ne_bytes());
-            msg[16..24].copy_from_slice(&PAGE.to_ne_bytes());
-            msg[24..32].copy_from_slice(&(g.mem.hva(page).0 as u64).to_ne_bytes());
-            msg[32] = 3; // VHOST_ACCESS_RW
-            msg[33] = 2; // VHOST_IOTLB_UPDATE
-            check_eq!(
-                (&*device).write(&msg)?,
-                msg.len(),
-                "bytes of an IOTLB message taken"
-            );
+            let hva = g.mem.hva(page).0 as u64;
+            tell(&sys::file(&g.net), Msg::update(page, PAGE, hva, iotlb::RW))?;
+        }
+        Ok(())
+    }
+
+    /// Answers misses as QEMU does, for as long as the process lives: its main loop waits for the device, then takes messages
+    /// until there are none, and answers each with the page that it is about.
+    fn serve(&self) -> Res {
+        let mem = self.guest.mem.clone();
+        let device = iotlb::dup(&self.guest.net)?;
+        std::thread::spawn(move || loop {
+            OWNER_WAITS.fetch_add(1, Relaxed);
+            ioctls::readable(&device, Instant::now() + Duration::from_secs(3600));
+            while let Ok(miss) = iotlb::read(&device) {
+                let page = miss.iova & !(PAGE - 1);
+                let hva = mem.hva(page % WINDOW).0 as u64;
+                let answer = Msg::update(page, PAGE, hva, iotlb::RW).v2();
+                assert_eq!(iotlb::write(&device, &answer), iotlb::LEN as i32);
+                MISSES.fetch_add(1, Relaxed);
+            }
+        });
+        Ok(())
+    }
+
+    /// Makes the IOTLB know what it is to know of the next batch.
+    fn forget(&mut self) -> Res {
+        match self.case.known {
+            Known::All => {}
+            Known::Nothing => {
+                let device = sys::file(&self.guest.net);
+                for (first, pages) in [&self.tx, &self.rx].iter().flat_map(|q| q.pages()) {
+                    for page in 0..pages {
+                        tell(&device, Msg::invalidate(first + page * PAGE, PAGE))?;
+                    }
+                }
+            }
+            Known::Cycling(windows) => {
+                let window = self.batches as u64 % windows + 1;
+                for slot in &self.tx.slots {
+                    let at = self.guest.tx.desc + 16 * u64::from(slot.heads[0]);
+                    let addr = slot.parts[0].0 - HDR as u64 + window * WINDOW;
+                    self.guest.mem.write(at, &addr.to_le_bytes());
+                }
+            }
         }
         Ok(())
     }
@@ -285,6 +344,7 @@ impl Bench {
     /// Moves a batch. `checked`: compares all that arrives.
     fn batch(&mut self, checked: bool) -> Res {
         self.batches += 1;
+        self.forget()?;
         let tx_first = self.tx.seq;
         let rx_first = self.rx.seq;
         if self.case.flow == Flow::RoundTrip {
@@ -472,6 +532,15 @@ impl Queue {
         }
     }
 
+    /// The first page of each slot, and how many there are.
+    fn pages(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.slots.iter().map(|slot| {
+            let (first, last) = (slot.parts[0].0 - HDR as u64, slot.parts.last().unwrap());
+            let page = first / PAGE * PAGE;
+            (page, (last.0 + last.1 as u64 - page).div_ceil(PAGE))
+        })
+    }
+
     /// Gives each packet in guest memory its number.
     fn fill(&mut self) {
         for slot in &self.slots {
@@ -528,9 +597,13 @@ impl Slot {
             Layout::Merged => 1536 * whole.div_ceil(1536),
             _ => whole.max(1536).next_multiple_of(PAGE as usize),
         };
-        // Each slot begins a page.
+        // Each slot begins a page; a long one in pages that are mapped for it begins within one, as a guest's do.
+        let skew = match case.known == Known::Nothing && case.gso() {
+            true => PAGE / 2,
+            false => 0,
+        };
         let at = match case.regions {
-            1 => guest.mem.alloc(size, PAGE),
+            1 => guest.mem.alloc(size + 2 * skew as usize, PAGE) + skew,
             n => {
                 // A queue's own half of the region that is next; the first has the rings at its start.
                 let half = (1 << 18) * (2 + index as u64);
@@ -595,6 +668,13 @@ impl Slot {
         let seq = guest.mem.hva(seq).0.cast();
         Slot { heads, parts, seq }
     }
+}
+
+/// Tells the device something of its IOTLB.
+fn tell(device: &File, msg: Msg) -> Res {
+    let taken = iotlb::write(device, &msg.v2());
+    check_eq!(taken, iotlb::LEN as i32, "bytes of a message taken");
+    Ok(())
 }
 
 /// Sleeps until the device has used all that it was given.

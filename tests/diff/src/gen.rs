@@ -158,9 +158,6 @@ impl Gen {
         let first = self.r.below(2);
         self.put("backend", &[first, self.backend]);
         self.put("backend", &[1 - first, self.backend]);
-        if self.features & feature::ACCESS_PLATFORM != 0 {
-            self.put("serve", &[]);
-        }
         for _ in 0..4 + self.r.below(22) {
             self.step();
         }
@@ -291,9 +288,6 @@ impl Gen {
                 self.put("link", &[b, up]);
             }
             _ => self.ioctl(),
-        }
-        if self.features & feature::ACCESS_PLATFORM != 0 && self.r.percent(60) {
-            self.put("serve", &[]);
         }
     }
 
@@ -502,15 +496,14 @@ impl Gen {
     fn iotlb_event(&mut self) {
         let offset = self.r.below(0x40) * 0x1000;
         let size = self.r.pick(&[1, 0x1000, 0x4000, 0x40000]);
-        match self.r.below(6) {
+        match self.r.below(4) {
             0 => self.put("message", &[1, 72, 3, self.gpa, 0x40000, 0, 0]),
             1..=2 => self.put("message", &[2, 72, 3, self.gpa + offset, size, 0, 0]),
-            3 => {
-                let perm = 1 + self.r.below(3);
+            // For both, as answers are: a device that looks ahead may know the page already.
+            _ => {
                 let size = size.min(0x40000 - offset);
-                self.update(self.gpa + offset, size, offset, perm);
+                self.update(self.gpa + offset, size, offset, 3);
             }
-            _ => self.put("serve", &[]),
         }
     }
 
@@ -619,7 +612,7 @@ impl Gen {
             34 => {
                 let mut bytes = self.r.pick(&[0, 3, 71, 72, 100]);
                 if self.features & feature::ACCESS_PLATFORM != 0 {
-                    // Which message comes first is the device's choice; `serve` takes them all.
+                    // Those that are whole are the machine's to read, which answers them.
                     bytes = bytes.min(71);
                 }
                 self.put("read", &[bytes]);

@@ -46,7 +46,6 @@ pub const VERBS: &[(&str, &str)] = &[
     ("fault", "N: ioctl number N of machine.rs with an argument that is not mapped"),
     ("message", "VERSION BYTES TYPE IOVA SIZE ADDRESS PERM: an IOTLB message, BYTES of it; ADDRESS is in the arena"),
     ("read", "BYTES: reads a message"),
-    ("serve", "answers IOTLB misses until there are no more"),
     ("tx", "HEADER TABLE LEN...: a chain to transmit of segments of these lengths; HEADER 0 empty, 1 checksum, 2 TCP segmentation; TABLE 0 none, 1 all in an indirect table, 2 all but the first, 3 all but the last, 4 as 1 and writable"),
     ("rx", "TABLE LEN...: a chain to receive into"),
     ("many", "Q COUNT LEN: COUNT chains of one segment"),

@@ -8,9 +8,10 @@
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use std::fmt::Debug;
 use vhost_net_host_tests::{
-    cases::{hostile, iotlb, log, messages},
+    cases::{ahead, hostile, iotlb, log, messages},
     memtable::MAX_SEGMENTS,
     pair::{Layout, Shake, Step, HIGH, HOLE, HUGE, HUGE_SIZE, SPAN},
+    vring::Wanted,
 };
 
 /// Makes a case and checks it. Panics if the check fails.
@@ -109,6 +110,32 @@ fn op(u: &mut Unstructured<'_>) -> Result<hostile::Op> {
 
 /// A driver that keeps no rule.
 pub fn ring(u: &mut Unstructured<'_>) -> Result<hostile::Case> {
+    let guest = guest(u)?;
+    Ok(hostile::Case {
+        guest,
+        ops: list(u, 40, op)?,
+    })
+}
+
+/// What a device sees of such a driver when it looks ahead.
+pub fn ahead(u: &mut Unstructured<'_>) -> Result<ahead::Case> {
+    let mut guest = guest(u)?;
+    guest.layout.behind.get_or_insert(0);
+    Ok(ahead::Case {
+        guest,
+        offered: u.int_in_range(0..=80)?,
+        taken: u.arbitrary()?,
+        found: u.arbitrary()?,
+        forgotten: list(u, 8, |u| u.arbitrary())?,
+        first: (addr(u)?, u.arbitrary()?),
+        wanted: Wanted {
+            bytes: u.int_in_range(0..=500)?,
+            chains: u.int_in_range(0..=5)?,
+        },
+    })
+}
+
+fn guest(u: &mut Unstructured<'_>) -> Result<hostile::Guest> {
     let num = 1u32 << u.int_in_range(0..=6)?;
     let layout = Layout {
         num,
@@ -132,14 +159,11 @@ pub fn ring(u: &mut Unstructured<'_>) -> Result<hostile::Case> {
     let tables = list(u, count, desc)?;
     let count = u.int_in_range(0..=num as usize)?;
     let entries = list(u, count, number)?;
-    Ok(hostile::Case {
-        guest: hostile::Guest {
-            layout,
-            descs,
-            tables,
-            entries,
-        },
-        ops: list(u, 40, op)?,
+    Ok(hostile::Guest {
+        layout,
+        descs,
+        tables,
+        entries,
     })
 }
 
@@ -186,24 +210,33 @@ pub fn messages(u: &mut Unstructured<'_>) -> Result<Vec<messages::Op>> {
     use messages::{Op, QUEUES};
     let addr = |u: &mut Unstructured<'_>| {
         Ok(match u.int_in_range(0..=2)? {
-            0 => u.int_in_range(0..=5)?,
-            1 => u64::MAX - u.int_in_range(0..=5)?,
+            0 => u.int_in_range(0..=7)? * 4096 + u.int_in_range(0..=1)?,
+            1 => u64::MAX - u.int_in_range(0..=5)? * 4096,
             _ => u.arbitrary()?,
         })
     };
     list(u, 60, |u| {
-        Ok(match u.int_in_range(0..=9)? {
-            0..=2 => Op::Add(
-                u.int_in_range(0..=QUEUES)?,
-                addr(u)?,
-                u.arbitrary()?,
-                u.int_in_range(1..=2)?,
-                u.arbitrary()?,
-            ),
+        Ok(match u.int_in_range(0..=11)? {
+            0..=2 => {
+                let queue = u.int_in_range(0..=QUEUES)?;
+                let count = u.int_in_range(1..=8)?;
+                let mut misses = vec![(addr(u)?, u.arbitrary()?)];
+                misses.extend(list(u, count, |u| Ok((addr(u)?, u.arbitrary()?)))?);
+                let needed = u.int_in_range(0..=4)?;
+                Op::Wait(
+                    queue,
+                    misses,
+                    needed,
+                    u.int_in_range(1..=2)?,
+                    u.arbitrary()?,
+                )
+            }
             3..=4 => Op::Read,
             5 => Op::Unread(u.int_in_range(0..=2)?),
-            6 => Op::Answer(addr(u)?, u.int_in_range(1..=6)?),
+            6 => Op::Answer(addr(u)?, u.int_in_range(1..=3)? * 4096),
             7 => Op::Answer(addr(u)?, u.arbitrary()?),
+            10 => Op::Invalidate(addr(u)?, u.int_in_range(1..=2)? * 4096),
+            11 => Op::Silently(u.int_in_range(0..=QUEUES)?, addr(u)?),
             8 => match u.int_in_range(0..=QUEUES + 1)? {
                 queue if queue <= QUEUES => Op::Forget(queue),
                 _ => Op::Close,

@@ -2,6 +2,7 @@
 
 //! Cases that proptest or a fuzzer makes, and what must hold of each.
 
+pub mod ahead;
 pub mod hostile;
 pub mod iotlb;
 pub mod log;

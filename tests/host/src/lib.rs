@@ -19,7 +19,9 @@
 //! the wrong map retired, a permission not checked or the wrong one, a range that goes around, a change without
 //! a new generation, a ring that is not found again, or is used before it was, a field read across pieces, a
 //! miss that names another address or none, a message that comes out of order or is answered before it was
-//! read, and a log of only one of the places that memory is in.
+//! read, and a log of only one of the places that memory is in; and where it looks ahead, a page that is left
+//! out or told twice, what is needed next taken for what is not and the other way round, a queue that is woken at
+//! each answer, and a slot that is guessed at when its map has gone.
 //!
 //! [`Take`]: vring::Take
 

@@ -6,9 +6,9 @@
 //! may not keep any. Here the memory is there all the time.
 
 use crate::{
-    memtable::Iotlb,
+    memtable::{Ahead, Iotlb},
     usermem::UserMemory,
-    vring::{self, Endian, Fault, RingAddrs, Take},
+    vring::{self, Endian, Fault, RingAddrs, Take, Wanted},
 };
 use kernel::prelude::*;
 use std::ops::{Deref, DerefMut};
@@ -39,6 +39,10 @@ where
 
     pub fn start(&mut self, endian: Endian, iotlb: Option<&Iotlb>) -> Result<(), Fault> {
         self.ring.start(&self.mem, endian, iotlb)
+    }
+
+    pub fn look_ahead(&mut self, iotlb: &Iotlb, wanted: Wanted, ahead: &mut Ahead) {
+        self.ring.look_ahead(&self.mem, iotlb, wanted, ahead);
     }
 
     pub fn take(&mut self) -> Take<'_, &M> {

@@ -215,9 +215,9 @@ fn watch(device: &File) -> ! {
 
 /// Waits for messages, and answers them, for ever.
 fn answer(world: &World, device: &File) -> ! {
-    let mut rng = Rng::new(world.seed, 5);
+    let (mut rng, mut late) = (Rng::new(world.seed, 5), vmm::Late::default());
     loop {
-        if vmm::answer_or_not(world, device, &mut rng).is_err() {
+        if vmm::answer_or_not(world, device, &mut rng, &mut late).is_err() {
             // There is no IOTLB now.
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -70,7 +70,12 @@ pub struct Vmm<'a> {
     iotlb: bool,
     /// Messages are read by somebody else.
     pub reads: bool,
+    late: Late,
 }
+
+/// Answers that come behind those to later messages.
+#[derive(Default)]
+pub struct Late(Vec<Msg>);
 
 impl<'a> Vmm<'a> {
     pub fn new(world: &'a World<'a>, device: &'a File, tap: &'a Tap) -> Res<Self> {
@@ -88,6 +93,7 @@ impl<'a> Vmm<'a> {
             cap: [0; 2],
             iotlb: false,
             reads: true,
+            late: Late::default(),
         };
         vmm.publish_tap();
         Ok(vmm)
@@ -192,9 +198,10 @@ impl<'a> Vmm<'a> {
             sys::readable(self.device, deadline),
             "the device misses nothing"
         );
-        let answered = answer(self.world, self.device, &mut self.rng);
+        let answered = answer(self.world, self.device, &mut self.rng, &mut self.late);
         check!(answered.is_ok(), "no message: {answered:?}");
         let s = self.world.arena.slots[0];
+        self.update(call::ANSWER, s.gpa, s.size, s.hva, iotlb::RW);
         self.update(call::UPDATE, s.gpa, s.size, s.hva, iotlb::RW);
         self.send(call::INVALIDATE, &Msg::invalidate(s.gpa, s.size));
         let good = Msg::update(s.gpa, s.size, s.hva, iotlb::RW).v2();
@@ -470,11 +477,13 @@ impl<'a> Vmm<'a> {
 
     /// Answers the device's questions.
     fn serve(&mut self) {
-        for _ in 0..8 {
+        // As many as there may be, or some of them.
+        let count = self.rng.pick(&[1, 8, 200]);
+        for _ in 0..count {
             if !self.reads {
                 return;
             }
-            if answer_or_not(self.world, self.device, &mut self.rng).is_err() {
+            if answer_or_not(self.world, self.device, &mut self.rng, &mut self.late).is_err() {
                 return;
             }
         }
@@ -672,9 +681,19 @@ fn send(world: &World, device: &File, call: usize, msg: &Msg) {
 }
 
 /// Reads a message, and answers it most often. Fails as [`answer`].
-pub fn answer_or_not(world: &World, device: &File, rng: &mut Rng) -> Result<(), i32> {
+pub fn answer_or_not(
+    world: &World,
+    device: &File,
+    rng: &mut Rng,
+    late: &mut Late,
+) -> Result<(), i32> {
+    if rng.one_in(4) {
+        for msg in late.0.drain(..) {
+            send(world, device, call::ANSWER, &msg);
+        }
+    }
     if !rng.one_in(8) {
-        return answer(world, device, rng);
+        return answer(world, device, rng, late);
     }
     // A VMM drops one that it can't serve.
     iotlb::read(device)?;
@@ -683,8 +702,8 @@ pub fn answer_or_not(world: &World, device: &File, rng: &mut Rng) -> Result<(), 
     Ok(())
 }
 
-/// Reads a message and answers it, more or less. Fails with the negative errno if there is none.
-fn answer(world: &World, device: &File, rng: &mut Rng) -> Result<(), i32> {
+/// Reads a message and answers it, more or less, also late or twice. Fails with the negative errno if there is none.
+fn answer(world: &World, device: &File, rng: &mut Rng, late: &mut Late) -> Result<(), i32> {
     let miss = iotlb::read(device)?;
     world.counts.call(call::READ, 0);
     let by_gpa = (world.arena.everything()).find(|s| miss.iova.wrapping_sub(s.gpa) < s.size);
@@ -709,6 +728,13 @@ fn answer(world: &World, device: &File, rng: &mut Rng) -> Result<(), i32> {
     };
     let perm = rng.pick(&[iotlb::RW, iotlb::RW, miss.perm, 0]);
     let update = Msg::update(first + from, size, slot.hva + from, perm);
-    send(world, device, call::ANSWER, &update);
+    match rng.below(12) {
+        0 if late.0.len() < 100 => late.0.push(update),
+        1 => {
+            send(world, device, call::ANSWER, &update);
+            send(world, device, call::ANSWER, &update);
+        }
+        _ => send(world, device, call::ANSWER, &update),
+    }
     Ok(())
 }

@@ -228,7 +228,7 @@ pub struct Guest {
     pub entries: Vec<u16>,
 }
 
-fn guest() -> impl Strategy<Value = Guest> {
+pub fn guest() -> impl Strategy<Value = Guest> {
     (0..7u32, prop_oneof![0..3u32, 0..14u32])
         .prop_flat_map(|(shift, wild)| {
             let num = 1u16 << shift;
@@ -312,7 +312,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn fill(guest: &Guest) -> Pair {
+pub fn fill(guest: &Guest) -> Pair {
     let mut pair = Pair::new(guest.layout.clone());
     for (i, desc) in guest.descs.iter().enumerate() {
         let raw = pair.desc(desc.addr, desc.len, desc.flags, desc.next);

@@ -182,7 +182,8 @@ impl Model {
                 Some(owner) => {
                     let said = self.said[owner];
                     if said.perm & access as u8 == 0 {
-                        return (pieces, Err(Refused::Denied));
+                        let addr = Iova::new(addr);
+                        return (pieces, Err(Refused::Denied(Miss { addr, access })));
                     }
                     pieces.push((said.user.wrapping_add(addr - said.first), count));
                 }

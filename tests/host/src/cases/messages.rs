@@ -3,7 +3,7 @@
 //! Misses of queues, and an owner who reads and answers them.
 
 use crate::{
-    memtable::{Access, Iova, Miss},
+    memtable::{Access, Ahead, Iova, Miss, MAX_AHEAD},
     messages::Misses,
     pair::Step,
 };
@@ -14,33 +14,50 @@ pub fn case() -> impl Strategy<Value = Vec<Op>> {
     vec(op(), 1..60)
 }
 
+pub fn miss(addr: u64, write: bool) -> Miss {
+    Miss {
+        addr: Iova::new(addr),
+        access: if write { Access::Write } else { Access::Read },
+    }
+}
+
+/// What a queue comes upon, of which the first `needed` are needed next.
+pub fn ahead(misses: &[(u64, bool)], needed: usize) -> Ahead {
+    let mut ahead = Ahead::new().unwrap();
+    for (i, &(addr, write)) in misses.iter().enumerate() {
+        if i == needed.max(1) {
+            ahead.go_beyond();
+        }
+        match i {
+            0 => ahead.begin(miss(addr, write)),
+            _ => ahead.push(miss(addr, write)),
+        }
+    }
+    ahead
+}
+
 /// The misses do as a list of them.
 pub fn check(ops: &[Op]) -> Step {
-    let mut misses: Misses<QUEUES> = Misses::new();
+    let mut misses: Misses<QUEUES> = Misses::new().unwrap();
     let (mut told, mut open): (Vec<Told>, bool) = (Vec::new(), false);
     let mut numbers = Vec::new();
     for op in ops {
-        match *op {
-            Op::Add(queue, addr, write, kind, again) => {
-                let access = if write { Access::Write } else { Access::Read };
-                let miss = Miss {
-                    addr: Iova::new(addr),
-                    access,
-                };
-                // One that was read and not answered gives way, if it is to be asked for again.
-                let old = told.iter().position(|told| told.queue == queue);
-                let free = queue < QUEUES && old.is_none_or(|at| told[at].read.is_some() && again);
-                if free {
-                    let old = old.map(|at| told.remove(at));
+        match op {
+            Op::Wait(queue, list, needed, kind, again) => {
+                let ahead = ahead(list, *needed);
+                let new = wait(&mut told, *queue, &ahead, *kind, *again);
+                prop_assert_eq!(misses.wait_for(*queue, &ahead, *kind, *again), new);
+            }
+            Op::Silently(queue, addr) => {
+                misses.wait_silently(*queue, miss(*addr, false));
+                told.retain(|told| told.queue != *queue);
+                if *queue < QUEUES {
                     told.push(Told {
-                        queue,
-                        miss,
-                        kind,
-                        read: None,
-                        asked: old.is_some_and(|old| old.miss == miss),
+                        silent: true,
+                        read: Some(u64::MAX),
+                        ..Told::new(*queue, miss(*addr, false), 0)
                     });
                 }
-                prop_assert_eq!(misses.add(queue, miss, kind, again), free);
             }
             Op::Read => {
                 let want = told.iter_mut().find(|told| told.read.is_none());
@@ -54,7 +71,7 @@ pub fn check(ops: &[Op]) -> Step {
             }
             Op::Unread(ago) => {
                 // It may have been answered, or read again, meanwhile.
-                if let Some(&number) = numbers.iter().rev().nth(ago) {
+                if let Some(&number) = numbers.iter().rev().nth(*ago) {
                     misses.unread(number);
                     for told in &mut told {
                         if told.read == Some(number) {
@@ -64,28 +81,23 @@ pub fn check(ops: &[Op]) -> Step {
                 }
             }
             Op::Answer(addr, size) => {
-                let end = u128::from(addr) + u128::from(size);
-                let size = if end > 1 << 64 { 1 } else { size };
-                let covered = |told: &Told| {
-                    let at = u128::from(told.miss.addr.get());
-                    (u128::from(addr)..u128::from(addr) + u128::from(size)).contains(&at)
-                };
-                let answered = |told: &Told| (told.read.is_some() || told.asked) && covered(told);
-                let mut want: Vec<_> = told
-                    .iter()
-                    .filter(|t| answered(t))
-                    .map(|t| t.queue)
-                    .collect();
-                told.retain(|told| !answered(told));
+                let mut want = answer(&mut told, *addr, *size);
                 let mut got = Vec::new();
-                misses.answer(Iova::new(addr), size, |queue| got.push(queue));
+                let size = cut(*addr, *size);
+                misses.answer(Iova::new(*addr), size, |queue| got.push(queue));
                 want.sort_unstable();
                 got.sort_unstable();
                 prop_assert_eq!(got, want);
             }
+            Op::Invalidate(addr, size) => {
+                misses.invalidate(Iova::new(*addr), cut(*addr, *size));
+                for told in &mut told {
+                    told.stale |= told.read.is_some() && told.is_in(*addr, *size);
+                }
+            }
             Op::Forget(queue) => {
-                misses.forget(queue);
-                told.retain(|told| told.queue != queue);
+                misses.forget(*queue);
+                told.retain(|told| told.queue != *queue);
             }
             Op::Close => {
                 misses.close();
@@ -108,7 +120,7 @@ pub fn check(ops: &[Op]) -> Step {
 
 pub const QUEUES: usize = 3;
 
-/// A miss that was not answered; the list of these has the oldest first.
+/// A miss that was not answered; the list of these is in the order of their messages.
 #[derive(Clone, Copy, Debug)]
 struct Told {
     queue: usize,
@@ -118,34 +130,146 @@ struct Told {
     read: Option<u64>,
     /// The same was read before, as another message.
     asked: bool,
+    /// It was invalidated since.
+    stale: bool,
+    needed: bool,
+    silent: bool,
+}
+
+impl Told {
+    fn new(queue: usize, miss: Miss, kind: u32) -> Self {
+        Told {
+            queue,
+            miss,
+            kind,
+            read: None,
+            asked: false,
+            stale: false,
+            needed: true,
+            silent: false,
+        }
+    }
+
+    fn is_in(&self, addr: u64, size: u64) -> bool {
+        let at = u128::from(self.miss.addr.get());
+        (u128::from(addr)..u128::from(addr) + u128::from(cut(addr, size))).contains(&at)
+    }
+}
+
+/// The queue waits for these. Returns whether there is a message more.
+fn wait(told: &mut Vec<Told>, queue: usize, ahead: &Ahead, kind: u32, again: bool) -> bool {
+    if queue >= QUEUES {
+        return false;
+    }
+    let (mine, others): (Vec<Told>, Vec<Told>) = told.iter().partition(|told| told.queue == queue);
+    let list: Vec<_> = ahead.iter().collect();
+    let mut new = vec![];
+    let mut kept = vec![];
+    for (miss, needed) in list {
+        let mut entry = Told {
+            needed,
+            ..Told::new(queue, miss, kind)
+        };
+        match mine.iter().find(|old| old.miss == miss && !old.silent) {
+            Some(old) if old.read.is_some() && (old.stale || again && needed) => {
+                entry.asked = true;
+                new.push(entry);
+            }
+            Some(old) => kept.push(Told { needed, ..*old }),
+            None => new.push(entry),
+        }
+    }
+    // Those that stay keep their place among all.
+    let stays = |old: &Told| kept.iter().find(|kept| kept.miss == old.miss).copied();
+    let all = told.iter().filter_map(|old| match old.queue == queue {
+        true if old.silent => None,
+        true => stays(old),
+        false => Some(*old),
+    });
+    let mut all: Vec<_> = all.collect();
+    assert!(all.len() >= others.len());
+    all.extend(&new);
+    *told = all;
+    assert!(told.iter().filter(|told| told.queue == queue).count() <= MAX_AHEAD);
+    !new.is_empty()
+}
+
+/// An update. Returns the queues that have what they need then.
+fn answer(told: &mut Vec<Told>, addr: u64, size: u64) -> Vec<usize> {
+    let mut ready = vec![];
+    for queue in 0..QUEUES {
+        let covered = |told: &Told| told.queue == queue && told.is_in(addr, size);
+        if told
+            .iter()
+            .any(|told| covered(told) && (told.read.is_some() || told.asked))
+        {
+            let needs = |told: &[Told]| told.iter().any(|t| t.queue == queue && t.needed);
+            let before = told.iter().any(|told| covered(told) && told.needed);
+            told.retain(|told| !covered(told));
+            if before && !needs(told) {
+                ready.push(queue);
+            }
+        }
+    }
+    ready
+}
+
+/// A size that does not go past the end of the address space.
+fn cut(addr: u64, size: u64) -> u64 {
+    if u128::from(addr) + u128::from(size) > 1 << 64 {
+        1
+    } else {
+        size
+    }
 }
 
 #[derive(Clone, Debug)]
 pub enum Op {
-    /// A miss of a queue: its address, whether to write there, the type of its message, whether it is asked for again.
-    Add(usize, u64, bool, u32, bool),
+    /// A queue comes upon these: addresses, and whether to write there; so many of them are needed next; the
+    /// type of the messages; whether it asks again.
+    Wait(usize, Vec<(u64, bool)>, usize, u32, bool),
+    /// A queue waits for another map of this address.
+    Silently(usize, u64),
     Read,
     /// A read that was so many reads ago did not reach its reader.
     Unread(usize),
     Answer(u64, u64),
+    Invalidate(u64, u64),
     Forget(usize),
     Close,
     Open,
 }
 
-/// Addresses that are close to each other, at both ends of the address space.
+/// Addresses in pages that are close to each other, at both ends of the address space.
 fn addr() -> impl Strategy<Value = u64> {
-    prop_oneof![0..6u64, u64::MAX - 5..=u64::MAX, any::<u64>()]
+    prop_oneof![
+        6 => (0..8u64, 0..2u64).prop_map(|(page, at)| page * 4096 + at),
+        1 => (0..4u64).prop_map(|page| u64::MAX - page * 4096),
+        1 => any::<u64>(),
+    ]
+}
+
+fn size() -> impl Strategy<Value = u64> {
+    prop_oneof![4 => 1..3u64, 6 => (1..4u64).prop_map(|n| n * 4096), 1 => Just(u64::MAX), 1 => any::<u64>()]
 }
 
 fn op() -> impl Strategy<Value = Op> {
+    let list = || {
+        prop_oneof![
+            10 => vec((addr(), any::<bool>()), 1..8),
+            1 => (any::<u32>(), 60..90u64).prop_map(|(from, count)| {
+                (0..count).map(|i| (u64::from(from) + i * 4096, i % 2 == 0)).collect()
+            }),
+        ]
+    };
     prop_oneof![
-        8 => (0..=QUEUES, addr(), any::<bool>(), 1..3u32, any::<bool>())
-            .prop_map(|(q, a, w, k, again)| Op::Add(q, a, w, k, again)),
-        6 => Just(Op::Read),
+        8 => (0..=QUEUES, list(), 0..5usize, 1..3u32, any::<bool>())
+            .prop_map(|(q, l, n, k, again)| Op::Wait(q, l, n, k, again)),
+        1 => (0..=QUEUES, addr()).prop_map(|(q, a)| Op::Silently(q, a)),
+        12 => Just(Op::Read),
         2 => (0..3usize).prop_map(Op::Unread),
-        6 => (addr(), prop_oneof![4 => 1..6u64, 1 => Just(u64::MAX), 1 => any::<u64>()])
-            .prop_map(|(a, s)| Op::Answer(a, s)),
+        10 => (addr(), size()).prop_map(|(a, s)| Op::Answer(a, s)),
+        2 => (addr(), size()).prop_map(|(a, s)| Op::Invalidate(a, s)),
         1 => (0..=QUEUES).prop_map(Op::Forget),
         1 => Just(Op::Close),
         1 => Just(Op::Open),

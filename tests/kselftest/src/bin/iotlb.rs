@@ -29,6 +29,8 @@ use kselftest::sys::Region;
 use kselftest::sys::State;
 use kselftest::sys::VringFile;
 use kselftest::task::settle;
+use kselftest::task::sleeps;
+use kselftest::task::worker_of;
 use kselftest::*;
 use libc::EAGAIN;
 use libc::EBADFD;
@@ -146,9 +148,33 @@ fn stuck(g: &mut Guest, index: usize) -> Res {
     }
 }
 
+/// What is placed next in guest memory is in one page, if it is no longer than that.
+fn in_one_page(g: &Guest, len: usize) {
+    let (at, len) = (g.mem.alloc(0, 16), len as u64);
+    if len <= PAGE && at % PAGE + len > PAGE {
+        g.mem.alloc(0, PAGE);
+    }
+}
+
 /// A packet in guest memory that is not mapped.
 fn packet(g: &Guest, p: &[u8]) -> Seg {
+    in_one_page(g, g.hdr + p.len());
     Seg::r(g.place(p), g.hdr + p.len())
+}
+
+/// A buffer to receive into that is not mapped.
+fn buffer(g: &Guest, len: usize) -> Seg {
+    in_one_page(g, len);
+    g.buffer(len)
+}
+
+/// All of a ring is asked for, part by part; by the C driver its first part.
+fn ring_missing(g: &Guest, index: usize) -> Res {
+    let count = if sys::on_c() { 1 } else { 3 };
+    for (part, (at, _, perm)) in parts(g, index).into_iter().take(count).enumerate() {
+        check_eq!(miss(g)?, (at, perm), "part {part} of queue {index}");
+    }
+    Ok(())
 }
 
 /// Offers a chain on the TX queue and kicks it, wanted or not.
@@ -192,7 +218,7 @@ fn tx_works(g: &mut Guest) -> Res {
 /// A packet to the guest, in fresh memory that is mapped first.
 fn rx_works(g: &mut Guest) -> Res {
     let p = frame(8, 100);
-    let s = g.buffer(200);
+    let s = buffer(g, 200);
     map_seg(g, &s)?;
     push_rx(g, &[s]);
     g.peer.send(&p)?;
@@ -563,7 +589,7 @@ fn read_waits() -> Res {
         until(|| readers.iter().any(|r| r.thread.is_finished())),
         "nobody got the first miss"
     );
-    let b = g.buffer(500);
+    let b = buffer(&g, 500);
     push_rx(&mut g, &[b]);
     g.peer.send(&p)?;
     let mut got = vec![];
@@ -628,7 +654,7 @@ fn read_ends() -> Res {
     let (s, _) = missing(&mut g)?;
     nonblocking(&g.net, false);
     check_eq!(read(&g.net), Ok(Msg::miss(s.gpa, RO)));
-    let b = g.buffer(500);
+    let b = buffer(&g, 500);
     push_rx(&mut g, &[b]);
     g.peer.send(&frame(1, 60))?;
     settle(&g)?;
@@ -707,7 +733,7 @@ fn epoll_edges() -> Res {
         let (s, p) = missing(&mut g)?;
         check_eq!(ready(epoll, patience), 1, "a miss");
         check_eq!(ready(epoll, 0), 0, "the same miss");
-        let b = g.buffer(500);
+        let b = buffer(&g, 500);
         push_rx(&mut g, &[b]);
         g.peer.send(&p)?;
         check_eq!(ready(epoll, patience), 1, "a second miss");
@@ -729,7 +755,7 @@ fn ring_misses() -> Res {
             let (at, len, perm) = parts(&g, index)[part];
             let p = frame(1, 200);
             let s = if index == RX {
-                g.buffer(300)
+                buffer(&g, 300)
             } else {
                 packet(&g, &p)
             };
@@ -756,7 +782,7 @@ fn ring_misses() -> Res {
     Ok(())
 }
 
-/// Part after part, as they are needed, from the first byte that is not mapped.
+/// Part after part, as they are needed, from the first byte that is not mapped; by this driver, all that is missing at once.
 fn ring_from_nothing() -> Res {
     let mut g = Guest::stopped(config(0))?;
     map_used(&g, RX)?;
@@ -768,13 +794,26 @@ fn ring_from_nothing() -> Res {
             quiet(&g)?;
             g.rx.kick();
         }
-        for (at, len, _) in &parts(&g, index)[..2] {
-            let mut done = 0;
-            for next in [100, 102, 2 * len / 3, *len] {
-                check_eq!(miss(&g)?, (at + done as u64, RO), "queue {index}");
+        let parts = &parts(&g, index)[..2];
+        let steps = |len: usize| [0, 100, 102, 2 * len / 3, len];
+        let rounds = match sys::on_c() {
+            true => vec![&parts[..1], &parts[1..]],
+            false => vec![parts],
+        };
+        for parts in rounds {
+            for step in 0..4 {
+                let piece = |&(at, len, _): &(u64, usize, u8)| {
+                    let [from, to] = [steps(len)[step], steps(len)[step + 1]];
+                    (at + from as u64, to - from)
+                };
+                for part in parts {
+                    check_eq!(miss(&g)?, (piece(part).0, RO), "queue {index}");
+                }
                 quiet(&g)?;
-                map(&g, at + done as u64, next - done, RO)?;
-                done = next;
+                for part in parts {
+                    let (at, len) = piece(part);
+                    map(&g, at, len, RO)?;
+                }
             }
         }
         quiet(&g)?;
@@ -915,7 +954,7 @@ fn tx_misses() -> Res {
 fn rx_misses() -> Res {
     let mut g = running(config(MRG_RXBUF))?;
     let p = frame(1, 1000);
-    let at = g.buffer(2000).gpa;
+    let at = buffer(&g, 2000).gpa;
     let chain = [Seg::w(at, 7), Seg::w(at + 7, 300), Seg::w(at + 307, 1693)];
     push_rx(&mut g, &chain);
     quiet(&g)?;
@@ -931,8 +970,9 @@ fn rx_misses() -> Res {
     received(&mut g, &chain, &p)?;
     quiet(&g)?;
 
-    // A packet that needs three chains of five.
-    let chains: Vec<_> = (0..5).map(|_| g.buffer(400)).collect();
+    // A packet that needs three chains of five. All are in one page, of which one miss is told at a time.
+    in_one_page(&g, 2000);
+    let chains: Vec<_> = (0..5).map(|_| buffer(&g, 400)).collect();
     for s in &chains {
         g.rx.add(&[*s]);
     }
@@ -965,7 +1005,7 @@ fn indirect_misses() -> Res {
     for index in [TX, RX] {
         let p = frame(1, 500);
         let (at, perm) = match index {
-            RX => (g.buffer(600).gpa, WO),
+            RX => (buffer(&g, 600).gpa, WO),
             _ => (packet(&g, &p).gpa, RO),
         };
         let seg = |i: usize| {
@@ -1016,10 +1056,11 @@ fn kick_waiting(g: &mut Guest, asked: (u64, u8)) -> Res {
     Ok(())
 }
 
-/// A queue asks for one address at a time, however often it is kicked.
+/// A queue asks for one address of a page at a time, however often it is kicked.
 fn one_at_a_time() -> Res {
     let mut g = running(config(0))?;
     let p = frame(1, 100);
+    in_one_page(&g, 300);
     let (first, second) = (packet(&g, &p), packet(&g, &p));
     push_tx(&mut g, &[first]);
     for _ in 0..5 {
@@ -1085,7 +1126,7 @@ fn answer_for_two() -> Res {
     for _ in 0..10 {
         let p = frame(1, 300);
         let s = packet(&g, &p);
-        let b = g.buffer(400);
+        let b = buffer(&g, 400);
         push_tx(&mut g, &[s]);
         check_eq!(miss(&g)?, (s.gpa, RO));
         push_rx(&mut g, &[b]);
@@ -1107,7 +1148,7 @@ fn two_queues() -> Res {
     for i in 0..10 {
         let p = frame(i, 300);
         let s = packet(&g, &p);
-        let b = g.buffer(400);
+        let b = buffer(&g, 400);
         push_tx(&mut g, &[s]);
         settle(&g)?;
         push_rx(&mut g, &[b]);
@@ -1135,11 +1176,12 @@ fn two_queues() -> Res {
     works(&mut g)
 }
 
-/// A mapping that comes before its miss was read does not wake the queue. The miss stays, and no other is
-/// sent, until it is read and answered.
+/// A mapping that comes before its miss was read does not wake the queue. The miss stays until the queue comes upon another
+/// one; with the C driver until it is read and answered, and no other is sent.
 fn unread() -> Res {
     let mut g = running(config(0))?;
     let p = frame(1, 100);
+    in_one_page(&g, 300);
     let (first, second) = (packet(&g, &p), packet(&g, &p));
     push_tx(&mut g, &[first]);
     settle(&g)?;
@@ -1151,10 +1193,13 @@ fn unread() -> Res {
     sent(&mut g, &p)?;
     push_tx(&mut g, &[second]);
     settle(&g)?;
-    check_eq!(miss(&g)?, (first.gpa, RO), "the old miss");
-    stuck(&mut g, TX)?;
-    map_seg(&g, &first)?;
+    if sys::on_c() {
+        check_eq!(miss(&g)?, (first.gpa, RO), "the old miss");
+        stuck(&mut g, TX)?;
+        map_seg(&g, &first)?;
+    }
     check_eq!(miss(&g)?, (second.gpa, RO), "the next miss");
+    stuck(&mut g, TX)?;
     map_seg(&g, &second)?;
     sent(&mut g, &p)?;
     works(&mut g)
@@ -1212,9 +1257,9 @@ fn invalidated() -> Res {
     invalidate(&g.net, 0, u64::MAX)?;
     quiet(&g)?;
     g.rx.kick();
-    check_eq!(miss(&g)?, (g.rx.desc, RO));
+    ring_missing(&g, RX)?;
     push_tx(&mut g, &[around]);
-    check_eq!(miss(&g)?, (g.tx.desc, RO));
+    ring_missing(&g, TX)?;
     map_rings(&g)?;
     check_eq!(miss(&g)?, (before, RO));
     map(&g, before, 64 + len + 64, RO)?;
@@ -1248,7 +1293,7 @@ fn buffer_permissions() -> Res {
     }
     for perm in [RO, 0] {
         let p = frame(1, 300);
-        let b = g.buffer(400);
+        let b = buffer(&g, 400);
         push_rx(&mut g, &[b]);
         g.peer.send(&p)?;
         check_eq!(miss(&g)?, (b.gpa, WO));
@@ -1284,7 +1329,10 @@ fn buffer_permissions() -> Res {
     works(&mut g)
 }
 
-/// A ring that the device may not use as it has to stops its queue, without a word.
+/// A ring that the device may not use as it has to stops its queue, without a word. It goes on when another mapping comes that
+/// covers what it may not; with the C driver at a kick.
+///
+/// Seen red: `Device::wait_for_misses` (vhost/device.rs) without its `wait_silently`.
 fn ring_permissions() -> Res {
     for index in [RX, TX] {
         let mut g = running(config(0))?;
@@ -1295,7 +1343,7 @@ fn ring_permissions() -> Res {
                 map(&g, at, len, wrong)?;
                 let p = frame(1, 200);
                 let s = if index == RX {
-                    g.buffer(300)
+                    buffer(&g, 300)
                 } else {
                     packet(&g, &p)
                 };
@@ -1308,17 +1356,16 @@ fn ring_permissions() -> Res {
                 }
                 stuck(&mut g, index)?;
                 invalidate(&g.net, at, 1)?;
-                map(&g, at, len, RW)?;
                 stuck(&mut g, index)?;
+                map(&g, at, len, RW)?;
+                if sys::on_c() {
+                    stuck(&mut g, index)?;
+                    let r = if index == RX { &g.rx } else { &g.tx };
+                    r.kick();
+                }
                 match index {
-                    RX => {
-                        g.rx.kick();
-                        received(&mut g, &[s], &p)?;
-                    }
-                    _ => {
-                        g.tx.kick();
-                        sent(&mut g, &p)?;
-                    }
+                    RX => received(&mut g, &[s], &p)?,
+                    _ => sent(&mut g, &p)?,
                 }
             }
         }
@@ -1413,7 +1460,7 @@ fn buffer_in_pieces_with(features: u64) -> Res {
         map_pieces(&g, views, s.gpa, s.len as usize, pieces)?;
         push_tx(&mut g, &[s]);
         sent(&mut g, &p)?;
-        let b = g.buffer(g.hdr + len);
+        let b = buffer(&g, g.hdr + len);
         map_pieces(&g, views, b.gpa, b.len as usize, pieces)?;
         push_rx(&mut g, &[b]);
         g.peer.send(&p)?;
@@ -1468,7 +1515,7 @@ fn top_of_space() -> Res {
     let rest = u64::from(s.len) - half;
     update(&g.net, top.gpa + half, rest, hva(&g, s.gpa + half), RO)?;
     sent(&mut g, &p)?;
-    let b = g.buffer(600);
+    let b = buffer(&g, 600);
     let top = Seg {
         gpa: 600u64.wrapping_neg(),
         ..b
@@ -1508,7 +1555,7 @@ fn all_of_user_space() -> Res {
         for i in 0..10 {
             let p = frame(i, 500);
             let s = packet(&g, &p);
-            let b = g.buffer(600);
+            let b = buffer(&g, 600);
             let at = |s: Seg| Seg {
                 gpa: start + hva(&g, s.gpa),
                 ..s
@@ -1661,7 +1708,7 @@ fn table_limit() -> Res {
     sent(&mut g, &p)?;
     // Then the RX ring, part by part; and what is taken away makes room.
     let [_, avail, used] = parts(&g, RX);
-    let b = g.buffer(200);
+    let b = buffer(&g, 200);
     map_seg(&g, &b)?;
     invalidate(&g.net, FAR, 32 * PAGE)?;
     push_rx(&mut g, &[b]);
@@ -1762,7 +1809,7 @@ fn off_and_on() -> Res {
         // One miss is read, and one is not.
         let (s, p) = missing(&mut g)?;
         check_eq!(miss(&g)?, (s.gpa, RO));
-        let b = g.buffer(500);
+        let b = buffer(&g, 500);
         push_rx(&mut g, &[b]);
         g.peer.send(&p)?;
         settle(&g)?;
@@ -1803,11 +1850,12 @@ fn off_and_on() -> Res {
             let [desc, avail, used] = parts(&g, index).map(|p| p.0);
             check_eq!(set_addr(&g, index, desc, avail, used), 0);
         }
+        // No mapping is there of before.
         g.tx.kick();
-        check_eq!(miss(&g)?, (g.tx.desc, RO), "no mapping of before");
+        ring_missing(&g, TX)?;
         quiet(&g)?;
         g.rx.kick();
-        check_eq!(miss(&g)?, (g.rx.desc, RO), "no mapping of before");
+        ring_missing(&g, RX)?;
         map_rings(&g)?;
         if round % 2 != 0 {
             check_eq!(miss(&g)?, (b.gpa, WO));
@@ -1851,8 +1899,13 @@ fn set_again() -> Res {
         check_eq!(miss(&g)?, (s.gpa, RO), "the miss");
         stuck(&mut g, TX)?;
         map_seg(&g, &s)?;
+        if !sys::on_c() {
+            ring_missing(&g, TX)?;
+        }
         for (at, len, perm) in parts(&g, TX) {
-            check_eq!(miss(&g)?, (at, perm), "a part of the ring");
+            if sys::on_c() {
+                check_eq!(miss(&g)?, (at, perm), "a part of the ring");
+            }
             stuck(&mut g, TX)?;
             map(&g, at, len, RW)?;
         }
@@ -1915,7 +1968,7 @@ fn stop_and_start() -> Res {
         works(&mut g)?;
         let count = u32::from(g.tx.used_idx);
         let (s, p) = missing(&mut g)?;
-        let b = g.buffer(500);
+        let b = buffer(&g, 500);
         push_rx(&mut g, &[b]);
         g.peer.send(&p)?;
         settle(&g)?;
@@ -1975,7 +2028,7 @@ fn reset_owner() -> Res {
         works(&mut g)?;
         let (s, p) = missing(&mut g)?;
         check_eq!(miss(&g)?, (s.gpa, RO));
-        let b = g.buffer(500);
+        let b = buffer(&g, 500);
         push_rx(&mut g, &[b]);
         g.peer.send(&p)?;
         settle(&g)?;
@@ -2033,7 +2086,7 @@ fn close() -> Res {
     for read in 0..3 {
         let mut g = running(config(0))?;
         missing(&mut g)?;
-        let b = g.buffer(500);
+        let b = buffer(&g, 500);
         push_rx(&mut g, &[b]);
         g.peer.send(&frame(1, 60))?;
         settle(&g)?;
@@ -2183,7 +2236,7 @@ fn log_unknown() -> Res {
     let (mut g, log) = logging(LOG_ALL, &[])?;
     g.start()?;
     for i in 0..20 {
-        let s = g.buffer(600);
+        let s = buffer(&g, 600);
         receive_shifted(&mut g, s, &frame(i, 500))?;
     }
     check_eq!(log.take()?, Pages::new(), "pages");
@@ -2225,7 +2278,7 @@ fn log_used() -> Res {
         settle(&g)?;
         log.take()?;
         for i in 0..10 {
-            let s = g.buffer(600);
+            let s = buffer(&g, 600);
             receive_shifted(&mut g, s, &frame(i, 500))?;
             check_eq!(log.take()?, [used[RX]].into(), "pages of a received packet");
             let p = frame(1, 500);
@@ -2290,7 +2343,7 @@ fn log_used_elsewhere() -> Res {
         log.take()?;
         let page = |g: &Guest, index| (parts(g, index)[2].0 - BASE + at) / PAGE;
         for i in 0..3 {
-            let s = g.buffer(600);
+            let s = buffer(&g, 600);
             let data = receive_shifted(&mut g, s, &frame(i, 500))?;
             let got = log.take()?;
             let name = |p: u64| p + at / PAGE;
@@ -2369,8 +2422,9 @@ fn served(cfg: Config, count: u32, trouble: Trouble, exact: bool) -> Res {
     })?;
     let (misses, pages) = (io.misses.load(Relaxed) as usize, pages.len());
     println!("# {misses} misses of {pages} pages");
-    // No page is asked for twice, unless it was taken away.
-    let asked_again = misses > pages;
+    // No page is asked for twice, unless it was taken away; but for the few that both queues use, or that one reads and writes.
+    let shared = if sys::on_c() { 0 } else { 8 };
+    let asked_again = misses > pages + shared;
     let taken = !matches!(trouble, Trouble::Nothing);
     check_eq!(asked_again, taken, "{misses} misses of {pages} pages");
     check!(misses > pages / 2, "{misses} misses of {pages} pages");
@@ -2419,6 +2473,232 @@ fn disturb(g: &Guest, io: &Viommu, trouble: Trouble, random: &mut Random) -> Res
     Ok(())
 }
 
+/// A page for each of these packets, and the packets in them.
+fn packets_in_pages(g: &Guest, count: usize) -> Vec<(Seg, Vec<u8>)> {
+    let place = |i: usize| {
+        let p = frame(i as u32, 100 + i);
+        g.mem.alloc(0, PAGE);
+        (packet(g, &p), p)
+    };
+    (0..count).map(place).collect()
+}
+
+/// All that a device has told.
+fn told(g: &Guest) -> Res<Vec<(u64, u8)>> {
+    settle(g)?;
+    let mut told = vec![];
+    while let Ok(msg) = read(&g.net) {
+        check_eq!(msg, Msg::miss(msg.iova, msg.perm), "what the device said");
+        told.push((msg.iova, msg.perm));
+    }
+    Ok(told)
+}
+
+/// Maps the page of an address.
+fn map_page(g: &Guest, at: u64) -> Res {
+    map(g, at & !(PAGE - 1), PAGE as usize, RW)
+}
+
+/// How often this test's worker slept.
+fn worker_sleeps() -> Res<u64> {
+    sleeps(&worker_of(std::process::id() as i32, false)?)
+}
+
+/// A packet in 17 pages: all are told before the first answer, each once, the first by the address that is needed; and the
+/// queue runs when it is kicked and when the last answer has come, in whatever order they come.
+///
+/// Seen red: with `MAX_AHEAD` (memtable/ahead.rs) 16; with `Misses::answer` that calls `f` at each answer.
+fn ahead_of_a_packet() -> Res {
+    for order in [0, 1, 5] {
+        let mut g = running(config(0))?;
+        let p = frame(1, 65000);
+        g.mem.alloc(0, PAGE);
+        g.mem.alloc(2000, 1);
+        let s = packet(&g, &p);
+        let before = worker_sleeps()?;
+        push_tx(&mut g, &[s]);
+        let told = told(&g)?;
+        let first = s.gpa & !(PAGE - 1);
+        let rest = (1..17).map(|i| (first + i * PAGE, RO));
+        let want: Vec<_> = [(s.gpa, RO)].into_iter().chain(rest).collect();
+        check_eq!(told, want, "what was told");
+        for i in 0..17u64 {
+            stuck(&mut g, TX)?;
+            let i = match order {
+                0 => i,
+                1 => 16 - i,
+                _ => i * order % 17,
+            };
+            map_page(&g, told[i as usize].0)?;
+        }
+        sent(&mut g, &p)?;
+        settle(&g)?;
+        let turns = worker_sleeps()? - before;
+        check!(turns <= 3, "{turns} turns for a packet");
+        works(&mut g)?;
+    }
+    Ok(())
+}
+
+/// More chains than one: as many pages as may wait are told at once, no page twice, what is needed first first. Each packet
+/// goes when its own page is there.
+///
+/// Seen red: `Misses::wait_for` (vhost/misses.rs) that does not look whether a miss was told.
+fn ahead_of_chains() -> Res {
+    let mut g = running(config(EVENT_IDX))?;
+    let packets = packets_in_pages(&g, 100);
+    for (s, _) in &packets {
+        g.tx.add(&[*s]);
+    }
+    g.tx.publish();
+    g.tx.kick();
+    let first = told(&g)?;
+    let want: Vec<_> = packets.iter().map(|(s, _)| (s.gpa, RO)).collect();
+    check!(first.len() >= 32, "{} pages were told", first.len());
+    check_eq!(first[..], want[..first.len()], "what was told first");
+    // An answer to a later one does not matter yet.
+    map_page(&g, first[1].0)?;
+    stuck(&mut g, TX)?;
+    map_page(&g, first[0].0)?;
+    for (_, p) in &packets[..2] {
+        sent(&mut g, p)?;
+    }
+    // Then it looks further, and tells what is new.
+    let mut all = first;
+    for (i, (s, p)) in packets.iter().enumerate().skip(2) {
+        all.extend(told(&g)?);
+        check!(all.contains(&(s.gpa, RO)), "page {i} was not told");
+        map_page(&g, s.gpa)?;
+        sent(&mut g, p)?;
+    }
+    check_eq!(all, want, "each page once");
+    quiet(&g)
+}
+
+/// An owner who answers late, wrongly, twice or never, or takes something back: nothing is lost, nothing is told twice but what
+/// is needed next at a kick, and what was taken back.
+///
+/// Seen red: `Misses::invalidate` (vhost/misses.rs) that does nothing.
+fn ahead_of_bad_answers() -> Res {
+    let mut g = running(config(0))?;
+    let packets = packets_in_pages(&g, 6);
+    for (s, _) in &packets {
+        g.tx.add(&[*s]);
+    }
+    g.tx.publish();
+    g.tx.kick();
+    let at = |i: usize| (packets[i].0.gpa, RO);
+    check_eq!(told(&g)?, (0..6).map(at).collect::<Vec<_>>());
+    // Never: what is needed next is asked for again at a kick.
+    for _ in 0..3 {
+        g.tx.kick();
+        check_eq!(told(&g)?, [at(0)], "at a kick");
+    }
+    // Wrongly, and with a mapping that does not reach it.
+    update(&g.net, FAR, PAGE, hva(&g, BASE), RW)?;
+    map(&g, packets[0].0.gpa - 8, 8, RW)?;
+    stuck(&mut g, TX)?;
+    // Late and twice: the third first, and the second after what was taken back.
+    for i in [2, 2, 1] {
+        map_page(&g, packets[i].0.gpa)?;
+        stuck(&mut g, TX)?;
+    }
+    invalidate(&g.net, packets[1].0.gpa, 1)?;
+    invalidate(&g.net, packets[4].0.gpa, 1)?;
+    stuck(&mut g, TX)?;
+    map_page(&g, packets[0].0.gpa + 1)?;
+    sent(&mut g, &packets[0].1)?;
+    // The second is missing again, and so may be the answer to the fifth.
+    check_eq!(told(&g)?, [at(1), at(4)], "after it was taken back");
+    // One mapping for all of the rest.
+    let first = packets[1].0.gpa & !(PAGE - 1);
+    map(&g, first, 5 * PAGE as usize, RW)?;
+    for (_, p) in &packets[1..] {
+        sent(&mut g, p)?;
+    }
+    works(&mut g)
+}
+
+/// Buffers for a packet that needs several of them: all are told, and more; it is received when the last of those that it needs
+/// is there.
+///
+/// Seen red: `receive::wanted` (vhost_net/receive.rs) that wants one chain.
+fn ahead_of_buffers() -> Res {
+    let mut g = running(config(MRG_RXBUF))?;
+    let buffers: Vec<_> = (0..8)
+        .map(|_| {
+            g.mem.alloc(0, PAGE);
+            buffer(&g, 400)
+        })
+        .collect();
+    for b in &buffers {
+        g.rx.add(&[*b]);
+    }
+    g.rx.publish();
+    g.rx.kick();
+    quiet(&g)?;
+    let p = frame(1, 1000);
+    let before = worker_sleeps()?;
+    g.peer.send(&p)?;
+    let want: Vec<_> = buffers.iter().map(|b| (b.gpa, WO)).collect();
+    check_eq!(told(&g)?, want);
+    for b in [&buffers[4], &buffers[1], &buffers[2]] {
+        map_page(&g, b.gpa)?;
+        stuck(&mut g, RX)?;
+    }
+    map_page(&g, buffers[0].gpa)?;
+    for want in [400, 400, g.hdr + 1000 - 800] {
+        check_eq!(g.rx.wait()?.len as usize, want, "used length");
+    }
+    settle(&g)?;
+    let turns = worker_sleeps()? - before;
+    check!(turns <= 4, "{turns} turns for a packet");
+    let data = buffers[..3].iter().map(|s| g.mem.read(s.gpa, 400));
+    let data = data.collect::<Vec<_>>().concat();
+    same(&data[g.hdr..g.hdr + 1000], &p, "received packet")?;
+    // What was told before is not told again.
+    g.peer.send(&frame(2, 60))?;
+    quiet(&g)?;
+    map_page(&g, buffers[3].gpa)?;
+    received(&mut g, &buffers[3..4], &frame(2, 60))?;
+    tx_works(&mut g)
+}
+
+/// An indirect table that is mapped is looked through; of one that is not, its pages are told.
+fn ahead_of_tables() -> Res {
+    let mut g = running(config(INDIRECT))?;
+    let packets = packets_in_pages(&g, 3);
+    let mut want = vec![];
+    for (i, (s, _)) in packets.iter().enumerate() {
+        g.mem.alloc(0, PAGE);
+        let table = g.mem.alloc(32, 16);
+        let cut = |from: u64, len: u32| Seg {
+            gpa: s.gpa + from,
+            len,
+            ..*s
+        };
+        g.tx.add_indirect(&[cut(0, 20), cut(20, s.len - 20)], table);
+        if i == 1 {
+            want.push((table, RO));
+        } else {
+            map_page(&g, table)?;
+            want.push((s.gpa, RO));
+        }
+    }
+    g.tx.publish();
+    g.tx.kick();
+    check_eq!(told(&g)?, want);
+    map_page(&g, want[0].0)?;
+    sent(&mut g, &packets[0].1)?;
+    map_page(&g, want[1].0)?;
+    check_eq!(told(&g)?, [(packets[1].0.gpa, RO)], "behind the table");
+    map_page(&g, packets[1].0.gpa)?;
+    sent(&mut g, &packets[1].1)?;
+    map_page(&g, want[2].0)?;
+    sent(&mut g, &packets[2].1)?;
+    works(&mut g)
+}
+
 fn traffic() -> Res {
     for features in [0, EVENT_IDX | MRG_RXBUF, EVENT_IDX | IN_ORDER | INDIRECT] {
         served(config(features), 5000, Trouble::Nothing, false)?;
@@ -2464,7 +2744,7 @@ fn traffic_kernel_thread() -> Res {
 /// The oldest mappings are forgotten all the time.
 fn traffic_table_full() -> Res {
     let cfg = config(EVENT_IDX).num(64);
-    served(cfg, 2000, Trouble::Fill(400), false)
+    served(cfg, 5000, Trouble::Fill(500), false)
 }
 
 fn traffic_set_again() -> Res {
@@ -2550,5 +2830,14 @@ fn main() {
         ("traffic_restarts", traffic_restarts),
         ("traffic_one_mapping", traffic_one_mapping),
     ];
-    ktap::run(TESTS)
+    /// The C driver tells of one miss at a time.
+    const AHEAD: &[Test] = &[
+        ("ahead_of_a_packet", ahead_of_a_packet),
+        ("ahead_of_chains", ahead_of_chains),
+        ("ahead_of_bad_answers", ahead_of_bad_answers),
+        ("ahead_of_buffers", ahead_of_buffers),
+        ("ahead_of_tables", ahead_of_tables),
+    ];
+    let more = if sys::on_c() { &[] } else { AHEAD };
+    ktap::run(&[TESTS, more].concat())
 }
