@@ -72,11 +72,14 @@ __vhost_helper struct ptr_ring *rust_helper_tun_get_tx_ring(struct file *file)
 	return tun_get_tx_ring(file);
 }
 
-__vhost_helper int rust_helper_tun_ptr_len(void *ptr)
+__vhost_helper bool rust_helper_tun_is_xdp_frame(void *ptr)
 {
-	if (tun_is_xdp_frame(ptr))
-		return tun_ptr_to_xdp(ptr)->len;
-	return __skb_array_len_with_tag(ptr);
+	return tun_is_xdp_frame(ptr);
+}
+
+__vhost_helper u32 rust_helper_tun_ptr_to_xdp_len(void *ptr)
+{
+	return tun_ptr_to_xdp(ptr)->len;
 }
 
 /* What a packet begins with, in one piece; zeroes if that is not so much. */
@@ -194,6 +197,11 @@ __vhost_helper bool rust_helper_need_resched(void)
 }
 
 /* linux/skb_array.h, linux/skbuff.h */
+
+__vhost_helper int rust_helper___skb_array_len_with_tag(struct sk_buff *skb)
+{
+	return __skb_array_len_with_tag(skb);
+}
 
 __vhost_helper size_t rust_helper_net_rx_pad(void)
 {

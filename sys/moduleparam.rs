@@ -137,21 +137,15 @@ macro_rules! module_params {
                 KernelParam, //
             };
 
-            const NAME: &str = if cfg!(MODULE) {
-                concat!(stringify!($name), "\0")
+            const NAME: &kernel::str::CStr = if cfg!(MODULE) {
+                kernel::c_str!(stringify!($name))
             } else {
-                concat!($module, ".", stringify!($name), "\0")
+                kernel::c_str!(concat!($module, ".", stringify!($name)))
             };
 
             #[link_section = "__param"]
             #[used(compiler)]
-            static PARAM: KernelParam = KernelParam::new(
-                match core::ffi::CStr::from_bytes_with_nul(NAME.as_bytes()) {
-                    Ok(name) => name,
-                    Err(_) => panic!(),
-                },
-                &$name,
-            );
+            static PARAM: KernelParam = KernelParam::new(NAME, &$name);
             module_info!($module; "parmtype=", stringify!($name), ":", module_params!(@type $type));
             module_info!($module; "parm=", stringify!($name), ":", $description);
         };

@@ -212,8 +212,13 @@ impl Receiver {
                     return 0;
                 };
                 // SAFETY: The frame came from a tap's ring, and is ours.
-                let len = unsafe { local::tun_ptr_len(frame) };
-                usize::try_from(len).unwrap_or(0)
+                unsafe {
+                    if local::tun_is_xdp_frame(frame) {
+                        local::tun_ptr_to_xdp_len(frame) as usize
+                    } else {
+                        usize::try_from(local::__skb_array_len_with_tag(frame.cast())).unwrap_or(0)
+                    }
+                }
             }
             Source::Queue(sock, destination) => {
                 let (len, peeked) = sock.queue_peek();

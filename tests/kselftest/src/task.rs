@@ -107,7 +107,8 @@ pub fn worker_of(pid: i32, kernel_thread: bool) -> Res<PathBuf> {
 }
 
 /// Waits until the worker of this process's device has done all that it had to do: it sleeps. A thread that was woken does
-/// not, from the moment on that it was. (The C driver is asked, for it can be.)
+/// not, from the moment on that it was; one that only says that it will sleep, and looks for work once more, is not waiting
+/// in any place yet (`wchan`). (The C driver is asked, for it can be.)
 pub fn settle(g: &Guest) -> Res {
     if sys::on_c() {
         check_eq!(sys::ioctl(&g.net, sys::SET_LOG_FD, &-1i32), 0);
@@ -117,10 +118,14 @@ pub fn settle(g: &Guest) -> Res {
     let end = deadline();
     loop {
         let status = read_to_string(worker.join("status"))?;
-        if field(&status, "State").is_some_and(|state| state.starts_with('S')) {
+        let place = read_to_string(worker.join("wchan"))?;
+        if field(&status, "State").is_some_and(|state| state.starts_with('S')) && place != "0" {
             return Ok(());
         }
-        check!(Instant::now() < end, "the worker does not come to rest");
+        check!(
+            Instant::now() < end,
+            "the worker does not come to rest: {place}"
+        );
         std::thread::sleep(Duration::from_micros(100));
     }
 }

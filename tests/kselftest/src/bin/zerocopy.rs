@@ -27,6 +27,7 @@ use kselftest::net::bridge_to;
 use kselftest::net::tcp_frame;
 use kselftest::net::Plug;
 use kselftest::sys::*;
+use kselftest::task::settle;
 use kselftest::tracefs::Trace;
 use kselftest::*;
 
@@ -313,6 +314,8 @@ fn new_memory_table() -> Res {
         let p = frame(i, 3000);
         let (head, _) = h.offer(&p);
         let (small, _) = h.offer(&frame(9, 60));
+        // They are on their way.
+        settle(&h.g)?;
         let table: Vec<_> = h.g.mem.regions().to_vec();
         std::thread::scope(|s| {
             let net = &h.g.net;
