@@ -8,6 +8,7 @@
 pub mod compat;
 pub mod counter;
 pub mod eventfd;
+pub mod iov_iter;
 pub mod kcov;
 pub mod kthread;
 pub mod miscdev;

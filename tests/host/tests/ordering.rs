@@ -36,10 +36,12 @@ use std::{
 use vhost_net_host_tests::{
     features::Features,
     log::{Dirty, DirtyList, DirtyLog},
-    memtable::{GuestAddr, MemTable, Region, Segments},
+    memtable::{
+        Access, Ahead, GuestAddr, Iotlb, Iova, MemTable, Miss, Region, Segments, READ_WRITE,
+    },
     ring::Vring,
     usermem::{Segment, UserAddr, UserMemory},
-    vring::{Endian, RingAddrs, UsedLog},
+    vring::{Endian, RingAddrs, UsedLog, Wanted},
 };
 
 use kernel::prelude::*;
@@ -87,9 +89,13 @@ const OTHERS: [Barrier; 5] = [
 ];
 
 /// The files of the module that have barriers, by the end of their path.
-const SOURCES: [(&str, &str); 4] = [
+const SOURCES: [(&str, &str); 5] = [
     ("/log.rs", include_str!("../../../log.rs")),
     ("/vring/split.rs", include_str!("../../../vring/split.rs")),
+    (
+        "/vring/split/ahead.rs",
+        include_str!("../../../vring/split/ahead.rs"),
+    ),
     (
         "/vring/split/events.rs",
         include_str!("../../../vring/split/events.rs"),
@@ -422,6 +428,9 @@ enum Model {
     /// The device uses chains, one at a time, and calls if that is wanted. The driver takes them back,
     /// and sleeps when there is none. Nobody sleeps for ever, and the driver sees the entries.
     Calls { event_idx: bool },
+    /// The driver makes chains available, whose buffers no map holds. The device looks ahead, and sees
+    /// the chains.
+    Ahead,
     /// The device uses a chain and logs what it writes to the ring. A VMM that clears the log reads
     /// what was written before it was marked.
     UsedLog,
@@ -429,11 +438,12 @@ enum Model {
     PacketLog { user: bool },
 }
 
-const MODELS: [Model; 7] = [
+const MODELS: [Model; 8] = [
     Model::Kicks { event_idx: false },
     Model::Kicks { event_idx: true },
     Model::Calls { event_idx: false },
     Model::Calls { event_idx: true },
+    Model::Ahead,
     Model::UsedLog,
     Model::PacketLog { user: false },
     Model::PacketLog { user: true },
@@ -503,6 +513,35 @@ fn calls(event_idx: bool, left_out: Option<Barrier>) {
         }
         driver.disable_calls();
         driver.reap();
+    }
+    device.join().unwrap();
+}
+
+fn ahead(left_out: Option<Barrier>) {
+    let (mut driver, mut host) = setup(false, left_out);
+    let device = loom::thread::spawn(move || {
+        let mut iotlb = Iotlb::new(1);
+        let (ring, perm) = (Iova::new(DESC), READ_WRITE);
+        iotlb
+            .update(ring, BUFFERS - DESC, UserAddr::new(DESC), perm)
+            .unwrap();
+        host.ring.find(&iotlb).unwrap();
+        let mut ahead = Ahead::new().unwrap();
+        let first = Miss {
+            addr: Iova::new(0),
+            access: Access::Read,
+        };
+        ahead.begin(first);
+        host.ring.look_ahead(&iotlb, Wanted::default(), &mut ahead);
+        // All buffers are in one page.
+        let told: Vec<_> = ahead.iter().map(|(miss, _)| miss.addr.get()).collect();
+        assert!([0, 1].contains(&(told.len() - 1)), "a look ahead");
+        if let Some(&addr) = told.get(1) {
+            assert_eq!(addr, buffer(0), "a descriptor");
+        }
+    });
+    for _ in 0..NUM {
+        driver.add(false);
     }
     device.join().unwrap();
 }
@@ -593,6 +632,7 @@ fn run(model: Model, left_out: Option<Barrier>) -> Result<usize, String> {
             match model {
                 Model::Kicks { event_idx } => kicks(event_idx, left_out),
                 Model::Calls { event_idx } => calls(event_idx, left_out),
+                Model::Ahead => ahead(left_out),
                 Model::UsedLog => used_log(left_out),
                 Model::PacketLog { user } => packet_log(user, left_out),
             }
@@ -642,6 +682,11 @@ fn calls_by_flags() {
 #[test]
 fn calls_by_index() {
     holds(Model::Calls { event_idx: true });
+}
+
+#[test]
+fn looks_ahead() {
+    holds(Model::Ahead);
 }
 
 #[test]
