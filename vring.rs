@@ -39,7 +39,10 @@ pub use chain::{
 #[allow(unused_imports)]
 pub use chain::MAX_NUM;
 pub use endian::Endian;
-pub use fault::Fault;
+pub use fault::{
+    Fault,
+    Why, //
+};
 pub use memory::RingAddrs;
 pub use ring::Vring;
 pub use split::Deferred;

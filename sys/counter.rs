@@ -8,6 +8,10 @@
 //! C header: [`include/asm-generic/rwonce.h`](srctree/include/asm-generic/rwonce.h)
 
 use core::cell::UnsafeCell;
+use kernel::sync::atomic::{
+    Atomic,
+    Relaxed, //
+};
 
 /// A number that may be read at any time, and is written by one thread at a time: two that add at
 /// once may lose what one of them adds, and no more than that.
@@ -43,6 +47,31 @@ impl Counter {
     #[inline(always)]
     pub fn add(&self, count: u64) {
         self.set(self.get().wrapping_add(count));
+    }
+}
+
+/// How many threads wait for something. Whoever they wait for looks without a call.
+pub struct Waiters(Atomic<u32>);
+
+impl Waiters {
+    /// None.
+    pub const fn new() -> Self {
+        Self(Atomic::new(0))
+    }
+
+    /// Has the current thread counted while `wait` waits.
+    pub fn during<T>(&self, wait: impl FnOnce() -> T) -> T {
+        self.0.fetch_add(1, Relaxed);
+        let got = wait();
+        self.0.fetch_sub(1, Relaxed);
+        got
+    }
+
+    /// Whether there are any. It may have changed meanwhile.
+    #[inline(always)]
+    pub fn any(&self) -> bool {
+        // SAFETY: The number is valid and aligned, and others change it atomically.
+        unsafe { self.0.as_ptr().read_volatile() != 0 }
     }
 }
 

@@ -41,6 +41,7 @@ use crate::{
     },
     sys::{
         compat::ENOBUFS,
+        counter::Waiters,
         sched::cond_resched,
         uaccess::CurrentMm, //
     },
@@ -57,10 +58,6 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
         lock::mutex::MutexGuard,
         poll::PollCondVar,
         Arc,
@@ -137,7 +134,7 @@ pub struct Device<D: Driver> {
     #[pin]
     pub(super) readers: PollCondVar,
     /// How many of the owner's threads want to lock what the worker may have locked.
-    lock_waiters: Atomic<u32>,
+    lock_waiters: Waiters,
 }
 
 impl<D: Driver> Device<D> {
@@ -154,7 +151,7 @@ impl<D: Driver> Device<D> {
                 second <- new_mutex!(Queue::<D>::new(1, D::new_queue(1)?, second)?, "vhost_second_queue"),
                 misses <- new_spinlock!(Misses::new()?, "vhost_misses"),
                 readers <- new_poll_condvar!("vhost_readers"),
-                lock_waiters: Atomic::new(0),
+                lock_waiters: Waiters::new(),
             }),
             GFP_KERNEL,
         )
@@ -173,13 +170,10 @@ impl<D: Driver> Device<D> {
         }
     }
 
-    /// Locks what the worker may have locked, for the owner. A worker that has nothing to do lets
-    /// go of it.
+    /// Locks what the worker may have locked, for the owner. A worker lets go of it
+    /// after the packet that it moves, or if it has nothing to do.
     pub(super) fn lock_for_owner<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
-        self.lock_waiters.fetch_add(1, Relaxed);
-        let guard = mutex.lock();
-        self.lock_waiters.fetch_sub(1, Relaxed);
-        guard
+        self.lock_waiters.during(|| mutex.lock())
     }
 
     /// Locks a queue, for the owner. Fails with [`ENOBUFS`] if there is none of this index.
@@ -210,9 +204,9 @@ impl<D: Driver> Device<D> {
         queue.try_lock().map(QueueGuard::<D>::new)
     }
 
-    /// Whether somebody waits for what the worker has locked.
-    pub fn is_waited_for(&self) -> bool {
-        self.lock_waiters.load(Relaxed) > 0
+    /// Who waits for what the worker has locked.
+    pub fn lock_waiters(&self) -> &Waiters {
+        &self.lock_waiters
     }
 
     /// Calls `f` with each queue locked in turn.
@@ -396,14 +390,14 @@ impl<D: Driver> Device<D> {
             return false;
         }
         let mut misses = self.misses.lock();
-        if let Some(miss) = &fault.miss {
-            queue.stats.missed(miss);
+        if let Some(miss) = fault.miss() {
+            queue.stats.missed(&miss);
             if misses.wait_for(queue.index, &queue.ahead, queue.message_kind, again) {
                 self.readers.notify_all();
             }
             return true;
         }
-        if let Some(miss) = fault.denied {
+        if let Some(miss) = fault.denied() {
             misses.wait_silently(queue.index, miss);
         }
         false

@@ -243,7 +243,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         iotlb: Option<&Iotlb>,
         wanted: Wanted,
     ) {
-        let Some(miss) = fault.miss else {
+        let Some(miss) = fault.miss() else {
             return;
         };
         self.ahead.begin(miss);
@@ -349,7 +349,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
             features: self.features,
             num: self.ring.num(),
             backend: self.state.backend(),
-            fault: self.last_fault.map(|fault| fault.why),
+            fault: self.last_fault.map(|fault| fault.why.text()),
             worker: self.identity.clone(),
         });
     }

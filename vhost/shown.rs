@@ -37,7 +37,7 @@ pub struct Facts {
     /// The kind of backend.
     pub backend: Option<&'static str>,
     /// Why the queue stopped last.
-    pub fault: Option<&'static str>,
+    pub fault: Option<&'static CStr>,
     /// Who runs it.
     pub worker: Option<Arc<Identity>>,
 }
@@ -82,7 +82,7 @@ impl Shown {
     pub fn print(&self, name: &CStr, m: &SeqFile) {
         let (facts, stats) = (self.facts(), &*self.stats);
         let backend = facts.backend.unwrap_or("none");
-        let fault = facts.fault.unwrap_or("none");
+        let fault = facts.fault.unwrap_or(c"none");
         seq_print!(m, "{name}-size:\t{}\n", facts.num);
         seq_print!(m, "{name}-backend:\t{backend}\n");
         for (key, value) in [

@@ -285,14 +285,8 @@ impl Stats {
         if let Some(stops) = self.stops.get(Stop::of(fault) as usize) {
             stops.add(1);
         }
-        let mut text = [0; 64];
-        let len = fault.why.len().min(text.len() - 1);
-        if let (Some(to), Some(from)) = (text.get_mut(..len), fault.why.as_bytes().get(..len)) {
-            to.copy_from_slice(from);
-        }
-        if let Ok(why) = CStr::from_bytes_until_nul(&text) {
-            trace::stop(self.owner(), self.queue, fault.error.to_errno(), why);
-        }
+        let (errno, why) = (fault.error.to_errno(), fault.why.text());
+        trace::stop(self.owner(), self.queue, errno, why);
     }
 
     /// How often the queue stopped for this reason.

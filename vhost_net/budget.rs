@@ -4,14 +4,15 @@
 
 #![forbid(unsafe_code)]
 
-/// A turn ends after so many packets: one queue can't starve the other with small ones.
-const PACKET_WEIGHT: u32 = 256;
-/// Behind an IOMMU, whether somebody waits for the IOTLB is looked at after so many.
-const LAP: u32 = 8;
+use crate::sys::counter::Waiters;
+
+/// A turn ends after so much work: one queue can't starve the other with small packets, or with
+/// descriptors that have no bytes. A descriptor is 1.
+const WORK: u32 = 0x1_0000;
+/// What a packet is beside its descriptors. There are up to 256 in a turn.
+const PACKET: u32 = WORK / 256;
 /// A turn ends after so many bytes.
-const BYTE_WEIGHT: u64 = 0x80000;
-/// A turn ends after so many descriptors: they need not have bytes.
-const DESCRIPTOR_WEIGHT: u32 = 0x1_0000;
+const BYTES: u64 = 0x80000;
 /// The driver gets its buffers back after so many.
 pub const BATCH: usize = 64;
 
@@ -28,66 +29,61 @@ pub enum Pause {
     NoMemory,
 }
 
-/// What a turn may move, and what it has moved of that.
-pub struct Budget {
-    /// How many packets may still be moved now, and how many more then.
-    packets: u32,
-    later: u32,
+/// What a turn has moved of what it may.
+pub struct Budget<'a> {
+    work: u32,
     bytes: u64,
-    descriptors: u32,
+    waiters: &'a Waiters,
 }
 
-impl Budget {
-    /// All of it. In `laps`, it is spent when one of these is over.
-    pub fn new(laps: bool) -> Self {
-        let packets = if laps { LAP } else { PACKET_WEIGHT };
+impl<'a> Budget<'a> {
+    /// Nothing yet. It is spent after the packet that `waiters` come in: those who want to lock
+    /// what the turn has locked.
+    pub fn new(waiters: &'a Waiters) -> Self {
         Self {
-            packets,
-            later: PACKET_WEIGHT - packets,
+            work: 0,
             bytes: 0,
-            descriptors: 0,
+            waiters,
         }
     }
 
-    /// Begins the next lap, if this one is over. Returns whether there is anything left.
-    pub fn has_more(&mut self) -> bool {
-        if self.packets == 0 {
-            self.packets = self.later.min(LAP);
-            self.later -= self.packets;
-        }
-        !self.is_spent()
-    }
-
-    /// Whether it is spent: the other queue must have its turn, or whoever waits for the IOTLB.
+    /// Whether it is spent: the other queue must have its turn.
     #[inline(always)]
     pub fn is_spent(&self) -> bool {
-        self.packets == 0 || self.bytes >= BYTE_WEIGHT || self.descriptors >= DESCRIPTOR_WEIGHT
+        self.work >= WORK || self.bytes >= BYTES
     }
 
     /// Whether `len` bytes more would not spend it.
     #[inline(always)]
     pub fn has_bytes(&self, len: usize) -> bool {
-        self.bytes + (len as u64) < BYTE_WEIGHT
+        self.bytes + (len as u64) < BYTES
     }
 
     /// Whether something was moved, or tried to.
     pub fn is_begun(&self) -> bool {
-        self.packets + self.later < PACKET_WEIGHT
+        self.work > 0
     }
 
     /// Adds a packet of so many bytes, or an attempt to move one.
     #[inline(always)]
     pub fn spend(&mut self, bytes: usize, descriptors: u32) {
-        // It was not spent before, and is far from overflow: a packet has no more than
-        // `MAX_SEGMENTS` buffers of less than 4 GiB, and less than 2^17 descriptors.
-        self.packets = self.packets.wrapping_sub(1);
+        // Far from overflow: it was not spent before, and a packet has no more than `MAX_SEGMENTS`
+        // buffers of less than 4 GiB, and less than 2^17 descriptors.
         self.bytes = self.bytes.wrapping_add(bytes as u64);
-        self.spend_descriptors(descriptors);
+        self.spend_descriptors(descriptors.wrapping_add(PACKET));
+        if self.waiters.any() {
+            self.spend_all();
+        }
+    }
+
+    #[cold]
+    fn spend_all(&mut self) {
+        self.work = WORK;
     }
 
     /// Adds descriptors that were read, but not for a packet.
     #[inline(always)]
     pub fn spend_descriptors(&mut self, descriptors: u32) {
-        self.descriptors = self.descriptors.wrapping_add(descriptors);
+        self.work = self.work.wrapping_add(descriptors);
     }
 }

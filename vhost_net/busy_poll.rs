@@ -107,7 +107,7 @@ impl BusyPoll<'_> {
         let worker = worker.as_deref();
         let mut interrupted = false;
         while !(has_work(queue, mm) || both && has_work(&mut other, mm)) {
-            interrupted = self.device.is_waited_for() || worker.is_some_and(Worker::has_work);
+            interrupted = self.device.lock_waiters().any() || worker.is_some_and(Worker::has_work);
             if interrupted
                 || need_resched()
                 || current!().signal_pending()

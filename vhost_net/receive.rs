@@ -40,7 +40,8 @@ use crate::{
     vring::{
         Fault,
         Take,
-        Wanted, //
+        Wanted,
+        Why, //
     }, //
 };
 use kernel::prelude::*;
@@ -65,7 +66,7 @@ pub fn receive(
     queue: &mut Queue,
     mm: CurrentMm<'_>,
     maps: &Maps,
-    budget: &mut Budget,
+    budget: &mut Budget<'_>,
 ) -> Result<Pause, Fault> {
     let log = queue.log();
     // With an IOTLB, what knows where the log has them.
@@ -147,7 +148,7 @@ fn take_room(
             return Ok(None);
         };
         if chain.readable > 0 || chain.writable == 0 {
-            return Err(Fault::new(EINVAL, "a buffer to receive is not writable"));
+            return Err(Fault::new(EINVAL, Why::NotWritable));
         }
         let before = room;
         room = segments.total();

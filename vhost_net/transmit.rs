@@ -36,7 +36,8 @@ use crate::{
     vring::{
         Chain,
         Fault,
-        Take, //
+        Take,
+        Why, //
     }, //
 };
 use kernel::prelude::*;
@@ -78,7 +79,7 @@ pub fn transmit(
     maps: &Maps,
     sock: &Socket,
     way: Way,
-    budget: &mut Budget,
+    budget: &mut Budget<'_>,
 ) -> Result<Pause, Fault> {
     match way {
         Way::Batches(layout) => transmit_batch(queue, mm, maps, sock, layout, budget),
@@ -110,7 +111,7 @@ pub fn send_batch(queue: &mut NetQueue, stats: &Stats, sock: &Socket) {
 #[inline(always)]
 fn packet_len(chain: &Chain, segments: &Segments, skip: usize) -> Result<usize, Fault> {
     if chain.writable > 0 {
-        return Err(Fault::new(EINVAL, "a buffer to transmit is writable"));
+        return Err(Fault::new(EINVAL, Why::Writable));
     }
     Ok(segments.total().saturating_sub(skip))
 }
@@ -118,7 +119,7 @@ fn packet_len(chain: &Chain, segments: &Segments, skip: usize) -> Result<usize, 
 /// What to pause for after `err`, which came of a packet of `len` bytes; none if it is to be
 /// dropped. `retries` is the queue's, and `budget` the turn's.
 #[cold]
-fn pause_after(err: Error, len: usize, retries: &mut u32, budget: &Budget) -> Option<Pause> {
+fn pause_after(err: Error, len: usize, retries: &mut u32, budget: &Budget<'_>) -> Option<Pause> {
     if budget.is_begun() {
         // It is not the packet that the turn before has ended with.
         *retries = 0;
@@ -138,7 +139,7 @@ fn transmit_batch(
     maps: &Maps,
     sock: &Socket,
     layout: Layout,
-    budget: &mut Budget,
+    budget: &mut Budget<'_>,
 ) -> Result<Pause, Fault> {
     let (ring, stats, state) = (&mut queue.ring, &*queue.stats, &mut queue.state);
     let (skip, endian) = (state.own_header, ring.endian());
@@ -197,7 +198,7 @@ fn transmit_singly(
     maps: &Maps,
     sock: &Socket,
     zerocopy: bool,
-    budget: &mut Budget,
+    budget: &mut Budget<'_>,
 ) -> Result<Pause, Fault> {
     let NetQueue {
         backend,

@@ -113,7 +113,7 @@ fn rest_after(
     cause: Cause,
     iotlb: Option<&Iotlb>,
 ) -> u32 {
-    if fault.miss.is_none() {
+    if fault.miss().is_none() {
         // Or each packet that comes would have it told again.
         queue.state.poll.as_mut().stop();
     } else {
@@ -152,8 +152,8 @@ fn move_packets(
     queue.disable_kicks(mm)?;
 
     let way = Way::of(queue, sock);
-    let mut budget = Budget::new(busy_poll.iotlb.is_some());
-    while budget.has_more() {
+    let mut budget = Budget::new(busy_poll.device.lock_waiters());
+    while !budget.is_spent() {
         if queue.ring.unpublished() >= BATCH {
             finish(queue, mm, sock, None)?;
         }
@@ -162,10 +162,6 @@ fn move_packets(
             _ => transmit(queue, mm, maps, sock, way, &mut budget)?,
         };
         if matches!(pause, Pause::Enough) {
-            // Who changes the IOTLB does not wait for more than a lap.
-            if busy_poll.iotlb.is_some() && busy_poll.device.is_waited_for() {
-                break;
-            }
             continue;
         }
         finish(queue, mm, sock, Some(stretch))?;

@@ -10,7 +10,8 @@
 use super::{
     fault::{
         Because,
-        Fault, //
+        Fault,
+        Why, //
     },
     lookup::Lookup, //
 };
@@ -55,7 +56,7 @@ impl Area {
         access: Access,
         lookup: &mut Lookup,
     ) -> Result<Self, Fault> {
-        let why = "the ring is not in memory";
+        let why = Why::Ring;
         let addr = Iova::new(addr.get());
         let len = u32::try_from(len).map_err(|_| Fault::new(EINVAL, why))?;
         let Lookup { hint, table } = lookup;
@@ -69,7 +70,7 @@ impl Area {
                 .pieces
                 .extend_from_slice(several, GFP_KERNEL)
                 .map_err(Error::from)
-                .because("no memory to keep where the ring is")?,
+                .because(Why::RingPieces)?,
         }
         Ok(area)
     }

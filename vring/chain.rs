@@ -10,7 +10,8 @@
 
 use super::fault::{
     Because,
-    Fault, //
+    Fault,
+    Why, //
 };
 use crate::{
     log::{
@@ -91,12 +92,12 @@ impl Parts<'_> {
         let found = &mut self.found;
         found.descriptors = found.descriptors.wrapping_add(1);
         if found.descriptors > MAX_PACKET {
-            return Err(Fault::new(EINVAL, "a packet has too many descriptors"));
+            return Err(Fault::new(EINVAL, Why::Descriptors));
         }
         let before = self.out.len();
         self.maps
             .translate(addr, len, access, hint, self.out)
-            .because("a buffer is not in memory")?;
+            .because(Why::Buffer)?;
         let count = self.out.len().wrapping_sub(before);
 
         if access == Access::Write {
@@ -107,13 +108,10 @@ impl Parts<'_> {
                         addr: addr.as_physical(),
                         len: u64::from(len),
                     })
-                    .because("a chain has too many buffers to log")?;
+                    .because(Why::DirtyBuffers)?;
             }
         } else if found.writable > 0 {
-            return Err(Fault::new(
-                EINVAL,
-                "a readable buffer follows a writable one",
-            ));
+            return Err(Fault::new(EINVAL, Why::Mixed));
         } else {
             found.readable = found.readable.wrapping_add(count);
         }

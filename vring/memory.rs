@@ -12,7 +12,8 @@ use super::{
     endian::Endian,
     fault::{
         Because,
-        Fault, //
+        Fault,
+        Why, //
     },
     lookup::Lookup,
     used_log::UsedLog, //
@@ -194,7 +195,7 @@ impl RingMemory {
     pub(super) fn read_desc(&self, mem: impl UserMemory, index: u16) -> Result<[u64; 2], Fault> {
         self.desc
             .read_u64x2(mem, u64::from(index) * DESC_SIZE)
-            .because("a descriptor can't be read")
+            .because(Why::DescriptorRead)
     }
 
     /// Reads the field at `offset` of the used ring.

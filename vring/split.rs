@@ -30,7 +30,8 @@ use super::{
     },
     fault::{
         Because,
-        Fault, //
+        Fault,
+        Why, //
     },
     lookup::Lookup,
     memory::{
@@ -170,9 +171,7 @@ impl Split {
         mem: M,
     ) -> Result<(), Fault> {
         self.events.start(memory, mem)?;
-        self.used_idx = memory
-            .load_used(mem, IDX)
-            .because("the used ring's index can't be read")?;
+        self.used_idx = memory.load_used(mem, IDX).because(Why::UsedIndexRead)?;
         Ok(())
     }
 
@@ -210,11 +209,9 @@ impl Split {
             return Ok(None);
         }
         self.taken.check_room(chains, self.num)?;
-        let head = self
-            .head(memory, mem)
-            .because("an entry of the available ring can't be read")?;
+        let head = self.head(memory, mem).because(Why::EntryRead)?;
         if head >= self.num {
-            return Err(Fault::new(EINVAL, "the head of a chain is out of range"));
+            return Err(Fault::new(EINVAL, Why::Head));
         }
         let desc = Self::read_desc(memory, mem, head)?;
         let (found, descs) = if desc.is_whole() {
@@ -301,11 +298,11 @@ impl Split {
                 return Ok((parts.found, count));
             }
             if desc.next >= self.num {
-                return Err(Fault::new(EINVAL, "a descriptor index is out of range"));
+                return Err(Fault::new(EINVAL, Why::Next));
             }
             count += 1;
             if count > self.num {
-                return Err(Fault::new(EINVAL, "a chain of descriptors loops"));
+                return Err(Fault::new(EINVAL, Why::Loop));
             }
             desc = Self::read_desc(memory, mem, desc.next)?;
         }
@@ -376,14 +373,14 @@ impl Split {
         } else {
             self.write_used_elems(memory, mem, old)
         }
-        .because("the used ring can't be written")?;
+        .because(Why::UsedWrite)?;
 
         // The entries before the index that shows them; pairs with the driver's read barrier
         // between its reads of the index and of the entries.
         mem.write_barrier();
         memory
             .store_used(mem, IDX, new)
-            .because("the used ring's index can't be written")?;
+            .because(Why::UsedIndexWrite)?;
 
         self.taken.clear();
         self.used_idx = new;
@@ -463,11 +460,9 @@ impl Split {
         memory: &RingMemory,
         mem: M,
     ) -> Result<bool, Fault> {
-        let avail_idx = memory
-            .load_avail(mem, IDX)
-            .because("the available index can't be read")?;
+        let avail_idx = memory.load_avail(mem, IDX).because(Why::AvailIndexRead)?;
         if avail_idx.wrapping_sub(self.next_avail) > self.num {
-            return Err(Fault::new(EINVAL, "the available index jumped"));
+            return Err(Fault::new(EINVAL, Why::AvailIndex));
         }
         if avail_idx == self.avail_idx {
             return Ok(false);

@@ -19,7 +19,8 @@ use crate::{
     vring::{
         fault::{
             Because,
-            Fault, //
+            Fault,
+            Why, //
         },
         memory::RingMemory, //
     }, //
@@ -94,9 +95,7 @@ impl Events {
             return Ok(true);
         }
         if !self.by_index {
-            let flags = memory
-                .load_avail(mem, FLAGS)
-                .because("the available ring's flags can't be read")?;
+            let flags = memory.load_avail(mem, FLAGS).because(Why::AvailFlagsRead)?;
             return Ok(flags & AVAIL_F_NO_INTERRUPT == 0);
         }
         let Some(called_at) = self.called_at.replace(used_idx) else {
@@ -104,7 +103,7 @@ impl Events {
         };
         let event = memory
             .load_avail(mem, used_event(num))
-            .because("the used event index can't be read")?;
+            .because(Why::UsedEventRead)?;
         Ok(passed(event, used_idx, called_at))
     }
 
@@ -144,7 +143,7 @@ impl Events {
         if self.by_index {
             memory
                 .store_used(mem, avail_event(num), avail_idx)
-                .because("the available event index can't be written")?;
+                .because(Why::AvailEventWrite)?;
         } else {
             self.write_flags(memory, mem)?;
         }
@@ -158,7 +157,7 @@ impl Events {
     fn write_flags<M: UserMemory>(&self, memory: &mut RingMemory, mem: M) -> Result<(), Fault> {
         memory
             .store_used(mem, FLAGS, self.used_flags)
-            .because("the used ring's flags can't be written")
+            .because(Why::UsedFlagsWrite)
     }
 }
 

@@ -30,7 +30,8 @@ use crate::{
         endian::Endian,
         fault::{
             Because,
-            Fault, //
+            Fault,
+            Why, //
         },
         lookup::Lookup, //
     }, //
@@ -52,37 +53,32 @@ pub(super) fn follow(
     lookup: &mut Lookup,
 ) -> Result<(), Fault> {
     if desc.len % DESC_SIZE as u32 != 0 {
-        return Err(Fault::new(
-            EINVAL,
-            "an indirect table has part of a descriptor",
-        ));
+        return Err(Fault::new(EINVAL, Why::PartOfDescriptor));
     }
     let Lookup { hint, table } = lookup;
     table.clear();
     parts
         .maps
         .translate(desc.addr, desc.len, Access::Read, hint, table)
-        .because("an indirect table is not in memory")?;
+        .because(Why::Table)?;
     let count = desc.len / DESC_SIZE as u32;
     if count > MAX_INDIRECT {
-        return Err(Fault::new(E2BIG, "an indirect table is too long"));
+        return Err(Fault::new(E2BIG, Why::TableLength));
     }
 
     let mut reader = TableReader::new(table);
     for _ in 0..count {
-        let raw = reader
-            .next(mem)
-            .because("an indirect table can't be read")?;
+        let raw = reader.next(mem).because(Why::TableRead)?;
         let desc = Desc::new(raw, endian);
         if desc.has(Desc::F_INDIRECT) {
-            return Err(Fault::new(EINVAL, "an indirect table is nested"));
+            return Err(Fault::new(EINVAL, Why::Nested));
         }
         parts.add(desc.addr, desc.len, desc.access(), hint)?;
         if !desc.has(Desc::F_NEXT) {
             return Ok(());
         }
     }
-    Err(Fault::new(EINVAL, "an indirect table goes on past its end"))
+    Err(Fault::new(EINVAL, Why::TableEnd))
 }
 
 /// Adds to `ahead` what is missing in `maps` of the indirect table that `desc` names, and of its

@@ -17,7 +17,10 @@ use crate::{
     list::List,
     memtable::MAX_SEGMENTS,
     sys::compat::ENOBUFS,
-    vring::fault::Fault, //
+    vring::fault::{
+        Fault,
+        Why, //
+    }, //
 };
 use kernel::prelude::*;
 
@@ -108,9 +111,9 @@ impl Taken {
     fn too_many(&self, out_there: usize, num: u16) -> Fault {
         // So many can be out only if one was made available again before it was used.
         if out_there + self.deferred >= usize::from(num) {
-            Fault::new(EINVAL, "a chain is available twice")
+            Fault::new(EINVAL, Why::Twice)
         } else {
-            Fault::new(ENOBUFS, "too many chains are completed")
+            Fault::new(ENOBUFS, Why::Completed)
         }
     }
 
@@ -119,7 +122,7 @@ impl Taken {
     pub(super) fn push(&mut self, id: u32) -> Result<(), Fault> {
         self.elems
             .push(UsedElem { id, len: 0 })
-            .map_err(|_| Fault::new(ENOBUFS, "too many chains are completed"))
+            .map_err(|_| Fault::new(ENOBUFS, Why::Completed))
     }
 
     /// Says how many bytes were written to the chain that was added last, in the ring's byte

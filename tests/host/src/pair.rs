@@ -870,10 +870,10 @@ fn same(got: std::result::Result<(), Fault>, want: std::result::Result<(), Troub
     match (got, want) {
         (Ok(()), Ok(())) => {}
         (Err(got), Err(want)) => {
-            prop_assert_eq!(got.error, want.error, "{}", got.why);
+            prop_assert_eq!(got.error, want.error, "{:?}", got.why);
             let write = |access| access == crate::memtable::Access::Write;
-            let miss = got.miss.map(|miss| (miss.addr.get(), write(miss.access)));
-            prop_assert_eq!(miss, want.miss(), "{}", got.why);
+            let miss = got.miss().map(|miss| (miss.addr.get(), write(miss.access)));
+            prop_assert_eq!(miss, want.miss(), "{:?}", got.why);
         }
         (got, want) => prop_assert!(false, "got {:?}, not {:?}", got, want),
     }

@@ -137,7 +137,7 @@ impl Device {
         let Err(fault) = self.try_turn() else {
             return true;
         };
-        let miss = fault.miss.unwrap_or_else(|| panic!("{fault:?}"));
+        let miss = fault.miss().unwrap_or_else(|| panic!("{fault:?}"));
         self.ahead.begin(miss);
         let (ahead, iotlb) = (&mut self.ahead, &self.iotlb);
         self.ring.look_ahead(iotlb, Wanted::default(), ahead);

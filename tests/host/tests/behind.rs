@@ -108,7 +108,7 @@ proptest! {
                 let write = region.guest >= pair.layout.used();
                 let access = if write { memtable::Access::Write } else { memtable::Access::Read };
                 let miss = Miss { addr: Iova::new(region.guest), access };
-                prop_assert_eq!(fault.miss, all.then_some(miss));
+                prop_assert_eq!(fault.miss(), all.then_some(miss));
                 prop_assert_eq!(fault.error, if all { EFAULT } else { EPERM });
             }
             other => {
@@ -179,7 +179,7 @@ fn a_start_that_fails_changes_nothing() {
             .start(Endian::Big, pair.iotlb.as_ref())
             .unwrap_err();
         assert_eq!(fault.error, EFAULT);
-        assert_eq!(fault.miss.is_some(), !unmapped);
+        assert_eq!(fault.miss().is_some(), !unmapped);
         assert_eq!(pair.ring.endian(), Endian::Little);
         assert_eq!(pair.ring.unpublished(), 1);
         pair.mem.heal();
@@ -222,7 +222,7 @@ fn a_field_in_two_pieces() {
     }
     let out_of_reach = |got: Result<(), Fault>| {
         let fault = got.unwrap_err();
-        assert_eq!((fault.error, fault.miss), (EFAULT, None));
+        assert_eq!((fault.error, fault.miss()), (EFAULT, None));
     };
     let (desc, used) = ((0x1000, 64, 0x50_0000), (0x2_0000, 36, 0x70_0000));
     // The index of the available ring, or an entry.
@@ -276,7 +276,7 @@ fn a_ring_in_too_many_pieces() {
         let mut ring = by_hand(&Mem::new(), 128);
         let got = ring.find(&knows(&maps)).err();
         assert_eq!(
-            got.map(|fault| (fault.error, fault.miss)),
+            got.map(|fault| (fault.error, fault.miss())),
             want.map(|error| (error, None))
         );
     }

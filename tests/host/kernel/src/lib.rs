@@ -21,9 +21,18 @@ pub mod prelude {
         pr_debug,
         uaccess::UserPtr,
     };
+    pub use core::ffi::CStr;
     pub use core::mem::{align_of, align_of_val, size_of, size_of_val};
     pub use zerocopy::{FromBytes, IntoBytes};
     pub use zerocopy_derive::{FromBytes, IntoBytes};
+}
+
+/// Checks what is known to the compiler.
+#[macro_export]
+macro_rules! static_assert {
+    ($condition:expr) => {
+        const _: () = assert!($condition);
+    };
 }
 
 /// Checks the format, prints nothing.
