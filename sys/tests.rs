@@ -716,8 +716,8 @@ mod xdp {
             [0xff; 6],
             [0xff; 6],
         ] {
-            CurrentMm.write(pages.offset(12), &destination)?;
-            batch.push(layout, &list, 0, &groups)?;
+            MEM.write(pages.offset(12), &destination)?;
+            batch.push(MEM, layout, &list, 0, &groups)?;
         }
         assert_eq!(groups.multicast.get(), 1);
         assert_eq!(groups.broadcast.get(), 2);

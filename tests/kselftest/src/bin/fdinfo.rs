@@ -506,6 +506,9 @@ fn turns() -> Res {
     before.only(&g, "rx", &keys, &[])
 }
 
+/// What a child says of a kernel without pid namespaces.
+const NO_NAMESPACES: i32 = 7;
+
 /// The worker's number is the thread's, as the one who reads sees it.
 fn worker() -> Res {
     for kernel_thread in [false, true] {
@@ -524,14 +527,24 @@ fn worker() -> Res {
         let path = format!("/proc/{pid}/fdinfo/{}", g.net.as_raw_fd());
         let seen = sys::in_child(|| {
             // SAFETY: this process has one thread.
-            check_status(unsafe { libc::unshare(libc::CLONE_NEWPID) });
+            if unsafe { libc::unshare(libc::CLONE_NEWPID) } != 0 {
+                return match std::io::Error::last_os_error().raw_os_error() {
+                    Some(libc::EINVAL) => NO_NAMESPACES,
+                    _ => 8,
+                };
+            }
             let inner = sys::in_child(|| {
                 let text = std::fs::read_to_string(&path).unwrap_or_default();
                 i32::from(!text.contains("rx-worker:\t0\n"))
             });
             inner.unwrap_or(9)
         })?;
-        check_eq!(seen, 0, "rx-worker as another namespace sees it");
+        // Debian's kernel has them; ours with debugging has not.
+        if seen == NO_NAMESPACES {
+            println!("# not looked at from another pid namespace: there are none");
+        } else {
+            check_eq!(seen, 0, "rx-worker as another namespace sees it");
+        }
         check_eq!(
             sys::ioctl(&g.net, sys::RESET_OWNER, std::ptr::null::<u8>()),
             0
@@ -539,13 +552,6 @@ fn worker() -> Res {
         check_eq!(info(&g.net)?["rx-worker"], "0", "after RESET_OWNER");
     }
     Ok(())
-}
-
-fn check_status(status: i32) {
-    if status != 0 {
-        // SAFETY: ends a child.
-        unsafe { libc::_exit(8) }
-    }
 }
 
 fn main() {
