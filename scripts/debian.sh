@@ -11,7 +11,7 @@ debian_tools=(
 )
 # And the kernel's own two packages, for linux-image wants an initramfs.
 debian_runtime=(
-    busybox-static iperf3 iproute2 iputils-ping linux-perf procps qemu-system-x86 udev
+    bpftrace busybox-static iperf3 iproute2 iputils-ping linux-perf procps qemu-system-x86 tmux udev
 )
 
 debian_identity() {
