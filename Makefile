@@ -155,9 +155,18 @@ install:
 uninstall:
 	@dkms/install --remove '$(RELEASE)'
 
+# vhost-net-top, built by cargo, which fetches its crates: a package of Debian's may not, so it is in none.
+.PHONY: top install-top
+top:
+	@scripts/top
+PREFIX ?= /usr/local
+install-top: top
+	install -D build/vhost-net-top '$(DESTDIR)$(PREFIX)/sbin/vhost-net-top'
+	install -D -m 644 tools/vhost-net-top/vhost-net-top.8 '$(DESTDIR)$(PREFIX)/share/man/man8/vhost-net-top.8'
+
 .PHONY: clean
 clean:
-	rm -rf build vhost_net.ko tests/*/target
+	rm -rf build vhost_net.ko tests/*/target tools/*/target
 
 .PHONY: help
 help:
