@@ -155,7 +155,7 @@ install:
 uninstall:
 	@dkms/install --remove '$(RELEASE)'
 
-# vhost-net-top, built by cargo, which fetches its crates: a package of Debian's may not, so it is in none.
+# vhost-net-top, built by cargo, which fetches its crates.
 .PHONY: top install-top
 top:
 	@scripts/top

@@ -101,7 +101,7 @@ class Guest:
             device += f",mq=on,vectors={2 * queues + 2}"
         command = [
             "qemu-system-x86_64", "-accel", "kvm", "-machine", "q35", "-cpu", "qemu64,+x2apic", "-m", "384M",
-            "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+            "-name", "guest=demo", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
             "-kernel", f"{files}/bzImage", "-initrd", f"{files}/initramfs",
             "-append", append, *iommu_options, "-serial", f"file:{self.log}",
             "-netdev", netdev,

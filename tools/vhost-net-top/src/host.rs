@@ -269,7 +269,7 @@ mod tests {
             std::fs::create_dir_all(folder.join("fd")).unwrap();
             std::fs::create_dir_all(folder.join("fdinfo")).unwrap();
             std::fs::create_dir_all(folder.join("task")).unwrap();
-            let rest = "0 0 0 -1 0 0 0 0 0 70 30 0 0 20 0 1 0 100 0 0 18446744073709551615 0 0 0 0 0 0 0 0 0 0 0 0 17 3 0 0 0 0 0";
+            let rest = "0 0 -1 0 0 0 0 0 70 30 0 0 20 0 1 0 100 0 0 18446744073709551615 0 0 0 0 0 0 0 0 0 0 0 0 17 3 0 0 0 0 0";
             std::fs::write(
                 folder.join("stat"),
                 format!("{id} ({comm}) S {parent} 1 {rest}\n"),
