@@ -206,6 +206,10 @@ impl Host {
     }
 
     fn add_hidden(&mut self, root: &Path, pid: i32, thread: i32) {
+        // Whoever is gone by now was not to be seen.
+        let Some(worker) = worker(root, thread) else {
+            return;
+        };
         let process = Process::new_with_root(root.join(pid.to_string())).ok();
         let comm = process.as_ref().and_then(|p| Some(p.stat().ok()?.comm));
         let command = process.and_then(|p| p.cmdline().ok()).unwrap_or_default();
@@ -213,7 +217,7 @@ impl Host {
             pid,
             process: comm.unwrap_or_default(),
             vm: vm_name(&command),
-            worker: worker(root, thread),
+            worker: Some(worker),
             ..Open::default()
         });
     }

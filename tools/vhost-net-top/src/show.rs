@@ -188,12 +188,15 @@ pub fn prometheus(host: &Host) -> String {
                 queue.in_flight,
             );
         }
+        // Those of a process that can't be looked into differ by their workers only.
+        let worker = open.worker.as_ref();
+        let worker = worker.map_or(String::new(), |worker| worker.id.to_string());
         let seen = u64::from(open.device.is_some());
         add(
             "device_readable",
             "gauge",
             "Whether the counters can be read.",
-            device,
+            format!("{device},worker=\"{worker}\""),
             seen,
         );
     }
@@ -221,6 +224,7 @@ mod tests {
     use super::*;
     use crate::device::Device;
     use crate::host::Open;
+    use crate::host::Worker;
     use crate::rates;
     use std::time::Instant;
 
@@ -233,14 +237,18 @@ mod tests {
             device: Device::parse(include_str!("../tests/fdinfo")),
             ..Open::default()
         };
-        let blind = Open {
+        let blind = |id| Open {
             pid: 200,
             process: "other".into(),
+            worker: Some(Worker {
+                id,
+                ..Worker::default()
+            }),
             ..Open::default()
         };
         Host {
             at: Instant::now(),
-            open: vec![open, blind],
+            open: vec![open, blind(201), blind(202)],
             hidden: 7,
             silent: 0,
         }
@@ -278,6 +286,11 @@ mod tests {
             .lines()
             .filter(|l| l.starts_with("# TYPE vhost_net_drops_total "));
         assert_eq!(heads.count(), 1);
+        // The same sample twice would cost the whole file.
+        let samples = text.lines().filter_map(|l| Some(l.rsplit_once(' ')?.0));
+        let samples: Vec<_> = samples.filter(|l| !l.starts_with('#')).collect();
+        let different: std::collections::BTreeSet<_> = samples.iter().collect();
+        assert_eq!(different.len(), samples.len(), "{text}");
         for line in text.lines() {
             assert!(
                 line.starts_with("# ") || line.rsplit(' ').next().unwrap().parse::<u64>().is_ok(),
@@ -290,7 +303,7 @@ mod tests {
     fn what_is_not_to_be_seen() {
         let host = host();
         let rows = rates::rows(&host, None, 100);
-        assert_eq!(rows.len(), 3);
+        assert_eq!(rows.len(), 4);
         let blind = cells(rows.last().unwrap());
         assert_eq!((blind[4].as_str(), blind[5].as_str()), ("?", "?"));
         assert!(
@@ -299,10 +312,10 @@ mod tests {
             host.notes()
         );
         let value: serde_json::Value = serde_json::from_str(&json(&host, &rows, 0.0)).unwrap();
-        assert_eq!(value["queues"].as_array().unwrap().len(), 3);
+        assert_eq!(value["queues"].as_array().unwrap().len(), 4);
         assert!(value["devices"][1]["device"].is_null());
         let table = table(&rows);
-        assert_eq!(table.lines().count(), 4);
+        assert_eq!(table.lines().count(), 5);
         assert!(
             table.contains("a buffer to transmit is writable"),
             "{table}"
