@@ -48,7 +48,7 @@ fn reasons(all: &[(String, u64)]) -> String {
     }
 }
 
-/// What stands in the columns.
+/// What stands in the columns. Names are what other users say: nothing in them gets to control the terminal.
 pub fn cells(row: &Row) -> [String; 13] {
     let known = row.backend != "?";
     let or = |text: String| if known { text } else { "?".into() };
@@ -73,6 +73,7 @@ pub fn cells(row: &Row) -> [String; 13] {
         row.worker.map_or("-".into(), |w| w.to_string()),
         format!("{:>4} {}", percent(row.worker_cpu), row.worker_allowed),
     ]
+    .map(|cell| cell.replace(char::is_control, "?"))
 }
 
 /// A table, its columns as wide as they need to be.
@@ -267,6 +268,21 @@ mod tests {
         ] {
             assert_eq!(short(n), text);
         }
+    }
+
+    #[test]
+    fn names_do_not_control_the_terminal() {
+        let mut host = host();
+        host.open[1].process = "\u{1b}[2J".into();
+        host.open[1].vm = Some("a\nb\u{9b}c".into());
+        host.open[1].tap = Some("\r\u{7f}".into());
+        let rows = rates::rows(&host, None, 100);
+        let table = table(&rows);
+        assert_eq!(table.lines().count(), 5, "{table:?}");
+        assert!(table.contains("?[2J"), "{table:?}");
+        assert!(table.contains("a?b?c"), "{table:?}");
+        let control = |c: char| c.is_control() && c != '\n';
+        assert!(!table.contains(control), "{table:?}");
     }
 
     #[test]
