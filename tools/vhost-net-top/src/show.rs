@@ -127,7 +127,11 @@ pub fn prometheus(host: &Host) -> String {
     let mut metrics = std::collections::BTreeMap::<(String, &str, &str), Vec<String>>::new();
     let mut add = |name: &str, kind, help, labels: String, value: u64| {
         let name = format!("vhost_net_{name}");
-        let sample = format!("{name}{{{labels}}} {value}");
+        let sample = if labels.is_empty() {
+            format!("{name} {value}")
+        } else {
+            format!("{name}{{{labels}}} {value}")
+        };
         metrics.entry((name, kind, help)).or_default().push(sample);
     };
     for open in &host.open {
@@ -217,7 +221,7 @@ pub fn prometheus(host: &Host) -> String {
             samples.join("\n")
         );
     }
-    text.replace("{} ", " ")
+    text
 }
 
 #[cfg(test)]
@@ -233,7 +237,7 @@ mod tests {
         let open = Open {
             pid: 100,
             process: "qemu".into(),
-            vm: Some("a \"b\"\\".into()),
+            vm: Some("a{} \"b\"\\".into()),
             fd: Some(3),
             device: Device::parse(include_str!("../tests/fdinfo")),
             ..Open::default()
@@ -289,9 +293,9 @@ mod tests {
     fn metrics() {
         let text = prometheus(&host());
         let line =
-            r#"vhost_net_packets_total{pid="100",fd="3",vm="a \"b\"\\",tap="",queue="tx"} 1234"#;
+            r#"vhost_net_packets_total{pid="100",fd="3",vm="a{} \"b\"\\",tap="",queue="tx"} 1234"#;
         assert!(text.lines().any(|l| l == line), "{text}");
-        let line = r#"vhost_net_drops_total{pid="100",fd="3",vm="a \"b\"\\",tap="",queue="tx",reason="short"} 2"#;
+        let line = r#"vhost_net_drops_total{pid="100",fd="3",vm="a{} \"b\"\\",tap="",queue="tx",reason="short"} 2"#;
         assert!(text.lines().any(|l| l == line), "{text}");
         assert!(
             text.lines().any(|l| l == "vhost_net_hidden_processes 7"),
