@@ -14,6 +14,7 @@ use std::time::Instant;
 use procfs::process::all_processes_with_root;
 use procfs::process::FDTarget;
 use procfs::process::Process;
+use procfs::process::StatFlags;
 use procfs::ProcError;
 use procfs::ProcResult;
 use serde::Serialize;
@@ -132,7 +133,7 @@ impl Host {
             // Whoever is gone by now was not to be seen.
             let Ok(process) = process else { continue };
             let Ok(stat) = process.stat() else { continue };
-            if stat.ppid == 2 {
+            if stat.flags & StatFlags::PF_KTHREAD.bits() != 0 {
                 if let Some(owner) = stat.comm.strip_prefix("vhost-") {
                     kernel_threads.insert(process.pid, owner.to_string());
                 }
@@ -264,27 +265,28 @@ mod tests {
         assert_eq!(name("qemu -m 512"), None);
     }
 
-    /// A /proc with a process that has a device twice, a tap and something else.
-    fn fake() -> PathBuf {
-        let root = std::env::temp_dir().join(format!("vhost-net-top-{}", std::process::id()));
+    /// A /proc with a process that has a device twice, a tap and something else; its parent is `parent`.
+    fn fake(name: &str, parent: i32) -> PathBuf {
+        let name = format!("vhost-net-top-{}-{name}", std::process::id());
+        let root = std::env::temp_dir().join(name);
         let _ = std::fs::remove_dir_all(&root);
-        let stat = |id: i32, comm: &str, parent: i32| {
+        let stat = |id: i32, comm: &str, parent: i32, flags: u32| {
             let folder = root.join(id.to_string());
             std::fs::create_dir_all(folder.join("fd")).unwrap();
             std::fs::create_dir_all(folder.join("fdinfo")).unwrap();
             std::fs::create_dir_all(folder.join("task")).unwrap();
-            let rest = "0 0 -1 0 0 0 0 0 70 30 0 0 20 0 1 0 100 0 0 18446744073709551615 0 0 0 0 0 0 0 0 0 0 0 0 17 3 0 0 0 0 0";
+            let rest = "0 0 0 0 70 30 0 0 20 0 1 0 100 0 0 18446744073709551615 0 0 0 0 0 0 0 0 0 0 0 0 17 3 0 0 0 0 0";
             std::fs::write(
                 folder.join("stat"),
-                format!("{id} ({comm}) S {parent} 1 {rest}\n"),
+                format!("{id} ({comm}) S {parent} 1 0 0 -1 {flags} {rest}\n"),
             )
             .unwrap();
             std::fs::write(folder.join("status"), "Name:\tx\nCpus_allowed_list:\t2-3\n").unwrap();
             std::fs::write(folder.join("cmdline"), "qemu\0-name\0guest=web\0").unwrap();
             folder
         };
-        let qemu = stat(100, "qemu", 1);
-        stat(4321, "vhost-100", 2);
+        let qemu = stat(100, "qemu", parent, 0x0040_0000);
+        stat(4321, "vhost-100", 2, 0x0020_8040);
         for (fd, target) in [(3, NODE), (4, NODE), (5, TAP), (6, "/dev/null")] {
             std::os::unix::fs::symlink(target, qemu.join(format!("fd/{fd}"))).unwrap();
             let text = match target {
@@ -299,7 +301,7 @@ mod tests {
 
     #[test]
     fn a_device_is_seen_once() {
-        let root = fake();
+        let root = fake("once", 1);
         let host = Host::look(&root).unwrap();
         std::fs::remove_dir_all(&root).unwrap();
         assert_eq!(host.open.len(), 1, "{:?}", host.open);
@@ -319,5 +321,14 @@ mod tests {
         );
         assert_eq!(worker.cpu, Some(3));
         assert_eq!(host.notes(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn process_2_of_a_container_has_children() {
+        let root = fake("container", 2);
+        let host = Host::look(&root).unwrap();
+        std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!((host.open[0].pid, host.open[0].fd), (100, Some(3)));
+        assert_eq!(host.open.len(), 1, "{:?}", host.open);
     }
 }
