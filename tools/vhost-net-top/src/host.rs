@@ -3,7 +3,8 @@
 //! The devices of a host: which processes have one open, and what there is to see of them.
 //!
 //! All of it is in /proc. Whose files a user may not read, the kernel says nothing of but its name, its command and its
-//! threads: then the device is known by its worker's name, `vhost-PID`, and its numbers are not.
+//! threads: then the device is known by its worker's name, `vhost-TID` after the thread that took it, and its numbers are
+//! not.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -105,13 +106,25 @@ fn worker(root: &Path, id: i32) -> Option<Worker> {
     })
 }
 
-/// The threads of a process whose name is that of a worker.
+/// The thread that a worker of this name is called after, by its number in the first pid namespace.
+fn called_after(comm: &str) -> Option<i32> {
+    let digits = comm.strip_prefix("vhost-")?;
+    digits.parse().ok().filter(|&id| id > 0)
+}
+
+/// The process of a thread.
+fn process_of(root: &Path, thread: i32) -> Option<i32> {
+    let status = std::fs::read_to_string(root.join(thread.to_string()).join("status")).ok()?;
+    let id = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
+    id.trim().parse().ok()
+}
+
+/// The threads of a process whose name is that of a worker. In a container the numbers in it are none that are seen there.
 fn workers_by_name(root: &Path, pid: i32) -> Vec<i32> {
-    let name = format!("vhost-{pid}");
     let tasks = std::fs::read_dir(root.join(format!("{pid}/task"))).into_iter();
     let ids = tasks.flatten().flatten().filter(|task| {
         let comm = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-        comm.trim_end() == name
+        called_after(comm.trim_end()).is_some()
     });
     ids.filter_map(|task| task.file_name().to_str()?.parse().ok())
         .collect()
@@ -134,8 +147,8 @@ impl Host {
             let Ok(process) = process else { continue };
             let Ok(stat) = process.stat() else { continue };
             if stat.flags & StatFlags::PF_KTHREAD.bits() != 0 {
-                if let Some(owner) = stat.comm.strip_prefix("vhost-") {
-                    kernel_threads.insert(process.pid, owner.to_string());
+                if let Some(owner) = called_after(&stat.comm) {
+                    kernel_threads.insert(process.pid, owner);
                 }
                 continue;
             }
@@ -143,9 +156,8 @@ impl Host {
         }
         // Those of processes that can't be looked into.
         for (thread, owner) in kernel_threads {
-            let Ok(pid) = owner.parse::<i32>() else {
-                continue;
-            };
+            // If that thread is gone, nothing tells whose it was.
+            let pid = process_of(root, owner).unwrap_or(owner);
             if !seen.contains(&thread) && !host.open.iter().any(|o| o.pid == pid && o.fd.is_some())
             {
                 host.add_hidden(root, pid, thread);
@@ -321,6 +333,40 @@ mod tests {
         );
         assert_eq!(worker.cpu, Some(3));
         assert_eq!(host.notes(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn workers_are_called_after_threads() {
+        let root = fake("threads", 1);
+        let write = |path: &str, text: &str| {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        // A kernel thread, called after a thread of process 100.
+        std::fs::remove_dir_all(root.join("100/fd")).unwrap();
+        std::fs::rename(root.join("4321"), root.join("4322")).unwrap();
+        let stat = std::fs::read_to_string(root.join("4322/stat")).unwrap();
+        let stat = stat
+            .replace("4321", "4322")
+            .replace("vhost-100", "vhost-107");
+        std::fs::write(root.join("4322/stat"), stat).unwrap();
+        write("107/status", "Name:\tx\nTgid:\t100\nPid:\t107\n");
+        for (thread, name) in [
+            (101, "vhost-5107"),
+            (102, "vhost-x"),
+            (103, "qemu"),
+            (104, "vhost-"),
+        ] {
+            write(&format!("100/task/{thread}/comm"), &format!("{name}\n"));
+        }
+        let host = Host::look(&root).unwrap();
+        let by_name = workers_by_name(&root, 100);
+        std::fs::remove_dir_all(&root).unwrap();
+        let found: Vec<_> = host.open.iter().map(|open| (open.pid, open.fd)).collect();
+        assert_eq!(found, [(100, None)]);
+        assert_eq!(host.open[0].process, "qemu");
+        assert_eq!(by_name, [101]);
     }
 
     #[test]
