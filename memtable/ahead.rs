@@ -22,7 +22,7 @@ use kernel::prelude::*;
 /// The most misses that a queue has at a time.
 pub const MAX_AHEAD: usize = 64;
 
-/// The most that is looked at in one go: entries and descriptors that are read, and maps.
+/// The most that is looked at in one go: descriptors that are read, and maps.
 const STEPS: u32 = 512;
 
 /// What an IOMMU maps at least.
@@ -41,6 +41,8 @@ pub struct Ahead {
     needed: usize,
     /// What is looked at is no longer what comes next.
     beyond: bool,
+    /// The most that there are with what does not come next.
+    limit: usize,
     steps: u32,
 }
 
@@ -52,18 +54,20 @@ impl Ahead {
             list: KVVec::with_capacity(MAX_AHEAD, GFP_KERNEL)?,
             needed: 0,
             beyond: false,
+            limit: 0,
             steps: 0,
         })
     }
 
-    /// Begins anew with the miss that has stopped the queue.
-    pub fn begin(&mut self, miss: Miss) {
+    /// Begins anew, with none. Of an IOTLB of `maps` maps, what does not come next is to take a
+    /// small part only: the answers must not drive out what does.
+    pub fn begin(&mut self, maps: usize) {
         self.list.clear();
         // INVARIANT: There are none.
         self.needed = 0;
         self.beyond = false;
+        self.limit = MAX_AHEAD.min(maps / 8);
         self.steps = STEPS;
-        self.push(miss);
     }
 
     /// What is looked at from now on is not needed next.
@@ -73,7 +77,7 @@ impl Ahead {
 
     /// Whether there is room for more misses.
     fn has_room(&self) -> bool {
-        self.list.len() < MAX_AHEAD
+        self.list.len() < if self.beyond { self.limit } else { MAX_AHEAD }
     }
 
     /// Whether one more thing may be looked at.
@@ -126,6 +130,11 @@ impl Ahead {
                 None => return true,
             }
         }
+    }
+
+    /// Whether there is one that comes next.
+    pub fn needs_any(&self) -> bool {
+        self.needed > 0
     }
 
     /// The misses, in the order in which the queue will come upon them, and whether each is needed

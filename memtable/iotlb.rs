@@ -36,6 +36,11 @@ impl Iotlb {
         &self.maps
     }
 
+    /// The most maps that it may have.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// A number that is another one after each change.
     #[inline(always)]
     pub fn generation(&self) -> u64 {

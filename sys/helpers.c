@@ -208,7 +208,10 @@ __vhost_helper size_t rust_helper_net_rx_pad(void)
 	return NET_IP_ALIGN + NET_SKB_PAD;
 }
 
-/* As skb_array_peek_len(), of another kind of queue; and what the packet begins with. */
+/*
+ * As skb_array_peek_len(), of another kind of queue; and the destination in the packet's Ethernet
+ * header, zeroes if it has none.
+ */
 __vhost_helper int rust_helper_sk_receive_queue_peek_len(struct sock *sk, u8 *destination)
 {
 	struct sk_buff_head *list = &sk->sk_receive_queue;
@@ -219,6 +222,8 @@ __vhost_helper int rust_helper_sk_receive_queue_peek_len(struct sock *sk, u8 *de
 	spin_lock_irqsave(&list->lock, flags);
 	skb = skb_peek(list);
 	len = __skb_array_len_with_tag(skb);
+	if (skb && skb->dev && skb->dev->hard_header_len != ETH_HLEN)
+		skb = NULL;
 	vhost_skb_destination(skb, destination);
 	spin_unlock_irqrestore(&list->lock, flags);
 	return len;

@@ -344,7 +344,7 @@ impl<D: Driver> Device<D> {
     /// Fails with [`EFAULT`] if the ring can't be accessed, and with [`ENOMEM`]. If that is
     /// because of the IOTLB the owner is told so.
     pub fn start(&self, queue: &mut Queue<D>, mm: CurrentMm<'_>) -> Result {
-        queue.try_start(mm).map_err(|fault| {
+        queue.try_start(mm, &self.lock_waiters).map_err(|fault| {
             if fault.error == ENOMEM {
                 return ENOMEM;
             }
@@ -355,6 +355,30 @@ impl<D: Driver> Device<D> {
             }
             EFAULT
         })
+    }
+
+    /// Queue `index` has all that it waited for, by an update of the owner's, who is at it just
+    /// now. Looks in the worker's place what the queue needs then: what else the IOTLB does not
+    /// know is told at once. Returns whether the queue waits for that; if not, it can go on.
+    ///
+    /// The caller has the device's state locked, and no queue.
+    pub(super) fn waits_for_more(&self, mm: CurrentMm<'_>, index: usize) -> bool {
+        // If it is in use, the worker is at it.
+        let Some(mut queue) = self.find_queue(index).and_then(Mutex::try_lock) else {
+            return false;
+        };
+        let Some(iotlb) = queue.iotlb.clone().filter(|_| queue.halted) else {
+            return false;
+        };
+        let waits = queue.look_on(mm, &self.lock_for_owner(&iotlb));
+        let mut misses = self.misses.lock();
+        if misses.wait_for(index, &queue.ahead, queue.message_kind, false) {
+            if let Some((miss, _)) = queue.ahead.iter().next() {
+                queue.stats.missed(&miss);
+            }
+            self.readers.notify_all();
+        }
+        waits
     }
 
     /// Forgets what queue `index` waits for, and what the owner was to be told of that.

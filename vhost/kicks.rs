@@ -61,7 +61,9 @@ impl Kicks {
         for (index, at) in self.at.iter().enumerate() {
             if bit == WorkBits::kick(index) {
                 // Of several kicks for one turn the first one counts.
-                if !set.has(bit) {
+                if !trace::work_enabled() {
+                    at.set(0);
+                } else if !set.has(bit) {
                     at.set(self.now());
                 }
                 trace::kick(self.identity.owner(), self.identity.worker(), index as u32);

@@ -12,7 +12,11 @@ use super::{
         Device,
         Driver, //
     },
-    work::WorkBits, //
+    state::State,
+    work::{
+        WorkBits,
+        QUEUES, //
+    }, //
 };
 use crate::{
     memtable::{
@@ -127,11 +131,15 @@ impl<D: Driver> Device<D> {
                 }
                 self.lock_for_owner(iotlb)
                     .update(addr, size, user, message.perm)?;
+                let mut answered = [false; QUEUES];
                 self.misses.lock().answer(addr, size, |index| {
-                    if let Some(owner) = &state.owner {
-                        owner.worker.wake(WorkBits::ready(index));
+                    if let Some(answered) = answered.get_mut(index) {
+                        *answered = true;
                     }
                 });
+                for index in (0..QUEUES).filter(|&index| answered.get(index) == Some(&true)) {
+                    self.go_on(&state, mm, index);
+                }
             }
             uapi::IOTLB_INVALIDATE => {
                 self.lock_for_owner(iotlb).invalidate(addr, size)?;
@@ -140,6 +148,18 @@ impl<D: Driver> Device<D> {
             _ => return Err(EINVAL),
         }
         Ok(())
+    }
+
+    /// Queue `index` has all that it waited for: unless there is more, it runs.
+    fn go_on(&self, state: &State<Self>, mm: CurrentMm<'_>, index: usize) {
+        let Some(owner) = &state.owner else {
+            return;
+        };
+        // Who has the device, but another address space, sees none of the rings.
+        if state.check_owner().is_ok() && self.waits_for_more(mm, index) {
+            return;
+        }
+        owner.worker.wake(WorkBits::ready(index));
     }
 
     /// The events that the device is ready for: a message can be read.

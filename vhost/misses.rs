@@ -160,9 +160,15 @@ impl<const N: usize> Misses<N> {
         self.list.iter().any(|waiting| !waiting.read)
     }
 
-    /// Reads the oldest message that was not read. Returns it with its number.
+    /// Reads a message that was not read: the oldest one that a queue can't go on without, or of
+    /// the others. Returns it with its number.
     pub fn read(&mut self) -> Option<(uapi::Message, u64)> {
-        let waiting = self.list.iter_mut().find(|waiting| !waiting.read)?;
+        let next = |needed| {
+            let mut list = self.list.iter();
+            list.position(|waiting| !waiting.read && waiting.needed == needed)
+        };
+        let at = next(true).or_else(|| next(false))?;
+        let waiting = self.list.get_mut(at)?;
         waiting.read = true;
         let message = uapi::Message {
             kind: waiting.kind,

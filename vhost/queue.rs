@@ -25,6 +25,7 @@ use crate::{
         MemTable, //
     },
     sys::{
+        counter::Waiters,
         eventfd::{
             EventFdCtx,
             EventFdFile, //
@@ -93,6 +94,8 @@ pub struct Queue<S: QueueState, W: Wake> {
     pub iotlb: Option<Arc<Mutex<Iotlb>>>,
     /// What the IOTLB did not know when the queue was last stopped by that.
     pub(super) ahead: Ahead,
+    /// What it needed next then.
+    wanted: Wanted,
     /// What the driver accepted.
     pub features: Features,
     /// What the device keeps.
@@ -135,6 +138,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
             mem: None,
             iotlb: None,
             ahead: Ahead::new()?,
+            wanted: Wanted::default(),
             features: Features::default(),
             state,
             stats: shown.stats.clone(),
@@ -246,10 +250,23 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         let Some(miss) = fault.miss() else {
             return;
         };
-        self.ahead.begin(miss);
+        self.ahead.begin(iotlb.map_or(0, Iotlb::limit));
+        self.ahead.push(miss);
+        self.wanted = wanted;
         if let Some(iotlb) = iotlb {
             self.ring.look_ahead(mm, iotlb, wanted, &mut self.ahead);
         }
+    }
+
+    /// Looks again, now that what was missing then is there: what the IOTLB does not know of what
+    /// that shows, as the buffers that an indirect table names. Returns whether the queue needs any
+    /// of it next.
+    pub(super) fn look_on(&mut self, mm: CurrentMm<'_>, iotlb: &Iotlb) -> bool {
+        self.ahead.begin(iotlb.limit());
+        // What is missing of the ring itself, the look says too.
+        let _ = self.ring.find(iotlb);
+        (self.ring).look_ahead(mm, iotlb, self.wanted, &mut self.ahead);
+        self.ahead.needs_any()
     }
 
     /// Whether the ring is where the owner put it.
@@ -257,15 +274,17 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         self.ring.addrs() != RingAddrs::default()
     }
 
-    /// Readies the ring for a backend. Fails as [`Vring::start`].
-    pub(super) fn try_start(&mut self, mm: CurrentMm<'_>) -> Result<(), Fault> {
+    /// Readies the ring for a backend; `waiters` are those for the IOTLB. Fails as
+    /// [`Vring::start`].
+    pub(super) fn try_start(&mut self, mm: CurrentMm<'_>, waiters: &Waiters) -> Result<(), Fault> {
         let endian = if self.features.has(Features::VERSION_1) {
             Endian::Little
         } else {
             self.legacy_endian
         };
         let iotlb = self.iotlb.clone();
-        let iotlb = iotlb.as_ref().map(|iotlb| iotlb.lock());
+        let lock = |iotlb| waiters.during(|| Mutex::lock(iotlb));
+        let iotlb = iotlb.as_deref().map(lock);
         let started = self.ring.start(mm, endian, iotlb.as_deref());
         self.after_used_write();
         started

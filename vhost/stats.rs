@@ -298,8 +298,9 @@ impl Stats {
     /// that could not be logged.
     pub fn errors(&self) -> u64 {
         let drops: u64 = self.drops.iter().map(Counter::get).sum();
-        let stops: u64 = self.stops.iter().map(Counter::get).sum();
-        drops + stops - self.stops(Stop::Memory) + self.unlogged.get()
+        let stops = Stop::ALL.into_iter().filter(|&stop| stop != Stop::Memory);
+        let stops: u64 = stops.map(|stop| self.stops(stop)).sum();
+        drops + stops + self.unlogged.get()
     }
 
     /// The queue came upon an address that the IOTLB does not know.
@@ -327,6 +328,9 @@ impl Stats {
 
     /// The network stack is done with so many packets, and has [`Self::in_flight`] more.
     pub fn zerocopy_done(&self, sent: u32, copied: u32) {
+        let done = u64::from(sent) + u64::from(copied);
+        self.in_flight
+            .set(self.in_flight.get().saturating_sub(done));
         self.zerocopy_sent.add(u64::from(sent));
         self.zerocopy_copied.add(u64::from(copied));
         let in_flight = self.in_flight.get() as u32;

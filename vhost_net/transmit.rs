@@ -179,7 +179,7 @@ fn transmit_batch(
             if let Some(pause) = pause_after(err, len, &mut state.retries, budget) {
                 return Ok(pause);
             }
-            stats.lost(loss, len);
+            stats.lost(loss, bytes);
         }
         budget.spend(len, chain.descriptors);
         take.complete();
@@ -209,7 +209,7 @@ fn transmit_singly(
         ..
     } = &mut queue.state;
     let (ring, stats) = (&mut queue.ring, &*queue.stats);
-    let skip = *own_header;
+    let (skip, body) = (*own_header, own_header.saturating_add(*backend_header));
     let mut zerocopy = backend
         .as_mut()
         .and_then(|backend| backend.zerocopy.as_mut())
@@ -222,31 +222,31 @@ fn transmit_singly(
             return Ok(Pause::NoBuffer);
         };
         let len = packet_len(&chain, segments, skip)?;
-        let body = skip.saturating_add(*backend_header);
-        let wanted = zerocopy.as_mut().filter(|zerocopy| {
-            zerocopy.wants(len, segments, body, take.num(), stats) && sock.completes_ubufs()
-        });
+        let bytes = len.saturating_sub(*backend_header);
+        let wanted = zerocopy
+            .as_mut()
+            .and_then(|zerocopy| zerocopy.if_wanted(sock, len, segments, body, take.num()));
         let sent = match wanted {
             _ if len == 0 => Err((EINVAL, take)),
-            Some(zerocopy) => zerocopy.send(mm, sock, take, segments, skip),
+            Some(zerocopy) => zerocopy.send(mm, sock, take, segments, skip, stats),
             None => {
                 let more = budget.has_bytes(len) && !take.is_last();
                 send_copy(mm, sock, take, segments, skip, more)
             }
         };
+        let went = sent.is_ok();
         if let Some((err, take)) = sent.err() {
             if let Some(pause) = pause_after(err, len, retries, budget) {
                 return Ok(pause);
             }
             let loss = if len == 0 { Loss::Short } else { Loss::of(err) };
-            stats.lost(loss, len);
+            stats.lost(loss, bytes);
             take.complete();
         } else {
-            stats.moved(len.saturating_sub(*backend_header));
+            stats.moved(bytes);
         }
         if let Some(zerocopy) = &mut zerocopy {
-            zerocopy.count();
-            zerocopy.complete(ring, stats);
+            zerocopy.count(went, ring, stats);
         }
         budget.spend(len, chain.descriptors);
     }

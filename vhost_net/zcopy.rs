@@ -55,6 +55,8 @@ pub struct ZeroCopy<W: Wake> {
     failures: u32,
     /// Somebody waits for all to be done.
     held: bool,
+    /// The packet at hand is long enough, and has to be copied all the same.
+    refused: bool,
 }
 
 impl<W: Wake> ZeroCopy<W> {
@@ -72,31 +74,31 @@ impl<W: Wake> ZeroCopy<W> {
             packets: 0,
             failures: 0,
             held: false,
+            refused: false,
         })
     }
 
-    /// Whether a packet of `len` bytes, with the backend's header, is to go without a copy. It is
-    /// `segments` without their first `skip` bytes, and the ring has `num` descriptors. One that is
-    /// long enough and can't go is counted.
-    pub fn wants(
-        &self,
+    /// This, if a packet of `len` bytes, with the backend's header, is to go without a copy to
+    /// `sock`. It is `segments` without their first `skip` bytes, and the ring has `num`
+    /// descriptors.
+    pub fn if_wanted(
+        &mut self,
+        sock: &Socket,
         len: usize,
         segments: &Segments,
         skip: usize,
         num: u16,
-        stats: &Stats,
-    ) -> bool {
+    ) -> Option<&mut Self> {
         if len < MIN_LEN {
-            return false;
+            return None;
         }
         let may_go = ubuf::fits(segments.as_slice(), skip)
             && self.has_room(num)
             && !self.held
-            && self.packets / PACKETS_A_FAILURE >= self.failures;
-        if !may_go {
-            stats.zerocopy_refused.add(1);
-        }
-        may_go
+            && self.packets / PACKETS_A_FAILURE >= self.failures
+            && sock.completes_ubufs();
+        self.refused = !may_go;
+        may_go.then_some(self)
     }
 
     /// Whether there may be more packets that are not done: they must not keep all of the `num`
@@ -116,10 +118,12 @@ impl<W: Wake> ZeroCopy<W> {
         take: Take<'ring, CurrentMm<'mm>>,
         segments: &Segments,
         skip: usize,
+        stats: &Stats,
     ) -> Result<(), (Error, Take<'ring, CurrentMm<'mm>>)> {
         // None follows: a tap may keep a packet until the next one, and that may never come.
         match self.bufs.send(mm, sock, segments, skip, false) {
             Ok(slot) => {
+                stats.in_flight.add(1);
                 if let Some(chain) = self.chains.get_mut(slot) {
                     *chain = take.defer();
                 }
@@ -129,13 +133,18 @@ impl<W: Wake> ZeroCopy<W> {
         }
     }
 
-    /// Counts a packet, whichever way it went.
-    pub fn count(&mut self) {
+    /// Counts a packet, whichever way it went, if it was `sent`; and [completes](Self::complete)
+    /// those that are done.
+    pub fn count(&mut self, sent: bool, ring: &mut Vring, stats: &Stats) {
+        if core::mem::take(&mut self.refused) && sent {
+            stats.zerocopy_refused.add(1);
+        }
         self.packets += 1;
         if self.packets >= PERIOD {
             self.packets = 0;
             self.failures = 0;
         }
+        self.complete(ring, stats);
     }
 
     /// Completes the chains of the packets that are done, up to the first one that is not, and
@@ -154,7 +163,6 @@ impl<W: Wake> ZeroCopy<W> {
                 ring.complete_deferred(chain);
             }
         }
-        stats.in_flight.set(self.bufs.len() as u64);
         if sent + copied > 0 {
             stats.zerocopy_done(sent, copied);
         }

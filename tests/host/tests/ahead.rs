@@ -96,8 +96,20 @@ impl Device {
     fn update(&mut self, addr: u64, size: u64, user: u64) {
         let (iova, user) = (Iova::new(addr), UserAddr::new(user));
         self.iotlb.update(iova, size, user, 3).unwrap();
-        let woken = &mut self.woken;
-        self.misses.answer(iova, size, |_| *woken = true);
+        let mut answered = false;
+        self.misses.answer(iova, size, |_| answered = true);
+        self.woken |= answered && !self.waits_for_more();
+    }
+
+    /// As the device's.
+    fn waits_for_more(&mut self) -> bool {
+        self.ahead.begin(self.iotlb.limit());
+        let _ = self.ring.find(&self.iotlb);
+        let (ahead, iotlb) = (&mut self.ahead, &self.iotlb);
+        self.ring.look_ahead(iotlb, Wanted::default(), ahead);
+        self.misses
+            .wait_for(1, &self.ahead, uapi::IOTLB_MSG_V2, false);
+        self.ahead.needs_any()
     }
 
     fn put(&self, addr: u64, bytes: &[u8]) {
@@ -138,7 +150,8 @@ impl Device {
             return true;
         };
         let miss = fault.miss().unwrap_or_else(|| panic!("{fault:?}"));
-        self.ahead.begin(miss);
+        self.ahead.begin(self.iotlb.limit());
+        self.ahead.push(miss);
         let (ahead, iotlb) = (&mut self.ahead, &self.iotlb);
         self.ring.look_ahead(iotlb, Wanted::default(), ahead);
         self.misses
@@ -208,6 +221,39 @@ fn seventeen_pages() {
     }
 }
 
+/// What a table names is told as soon as the table is there, of the chain that comes next: it takes the queue one turn less.
+/// That of the others is told together, when the queue comes to them.
+#[test]
+fn tables_and_what_they_name() {
+    let mut device = Device::new(2048);
+    device.map(0, 4);
+    let buffers = |i: u64| [BUFFERS + 10 * i * PAGE, BUFFERS + (10 * i + 1) * PAGE];
+    for i in 0..3 {
+        let [first, second] = buffers(i);
+        let table = TABLES + i * PAGE;
+        device.offer(&[(first, 12), (second, 4096)], i, Some(table));
+    }
+    let tables: Vec<_> = (0..3).map(|i| TABLES + i * PAGE).collect();
+    let mut serve = |device: &mut Device| {
+        let mut told = vec![];
+        while let Some(iova) = device.read() {
+            told.push(iova);
+            device.map(iova / PAGE, 1);
+        }
+        told.sort();
+        told
+    };
+    assert!(!device.turn(true));
+    assert_eq!(serve(&mut device), [&tables[..], &buffers(0)].concat());
+    assert!(std::mem::take(&mut device.woken));
+    assert!(!device.turn(false));
+    assert_eq!(device.taken, 1);
+    assert_eq!(serve(&mut device), [buffers(1), buffers(2)].concat());
+    assert!(device.woken);
+    assert!(device.turn(false));
+    assert_eq!((device.taken, device.turns), (3, 3));
+}
+
 /// However much a driver has made available, a look at it ends: here at a ring full of tables, of which nothing is missing.
 #[test]
 fn a_look_ends() {
@@ -218,7 +264,8 @@ fn a_look_ends() {
         device.offer(&buffers, i, Some(TABLES));
     }
     device.ring.find(&device.iotlb).unwrap();
-    device.ahead.begin(Miss {
+    device.ahead.begin(device.iotlb.limit());
+    device.ahead.push(Miss {
         addr: Iova::new(PAGES * PAGE),
         access: memtable::Access::Read,
     });

@@ -531,7 +531,8 @@ fn ahead(left_out: Option<Barrier>) {
             addr: Iova::new(0),
             access: Access::Read,
         };
-        ahead.begin(first);
+        ahead.begin(1024);
+        ahead.push(first);
         host.ring.look_ahead(&iotlb, Wanted::default(), &mut ahead);
         // All buffers are in one page.
         let told: Vec<_> = ahead.iter().map(|(miss, _)| miss.addr.get()).collect();

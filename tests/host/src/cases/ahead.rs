@@ -81,7 +81,8 @@ pub fn check(case: &Case) -> Step {
     pair.mem.events();
     pair.mem.reads();
     let mut ahead = Ahead::new().unwrap();
-    ahead.begin(first);
+    ahead.begin(iotlb.limit());
+    ahead.push(first);
     pair.ring.look_ahead(iotlb, case.wanted, &mut ahead);
     let (reads, _) = pair.mem.reads();
     prop_assert!(reads <= MOST_READS, "{} reads", reads);

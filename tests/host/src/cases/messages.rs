@@ -24,14 +24,12 @@ pub fn miss(addr: u64, write: bool) -> Miss {
 /// What a queue comes upon, of which the first `needed` are needed next.
 pub fn ahead(misses: &[(u64, bool)], needed: usize) -> Ahead {
     let mut ahead = Ahead::new().unwrap();
+    ahead.begin(1024);
     for (i, &(addr, write)) in misses.iter().enumerate() {
         if i == needed.max(1) {
             ahead.go_beyond();
         }
-        match i {
-            0 => ahead.begin(miss(addr, write)),
-            _ => ahead.push(miss(addr, write)),
-        }
+        ahead.push(miss(addr, write));
     }
     ahead
 }
@@ -60,7 +58,10 @@ pub fn check(ops: &[Op]) -> Step {
                 }
             }
             Op::Read => {
-                let want = told.iter_mut().find(|told| told.read.is_none());
+                // What a queue can't go on without comes first.
+                let mut unread: Vec<_> = told.iter_mut().filter(|t| t.read.is_none()).collect();
+                unread.sort_by_key(|told| !told.needed);
+                let want = unread.into_iter().next();
                 let got = misses.read();
                 prop_assert_eq!(got.is_some(), want.is_some());
                 if let (Some((message, number)), Some(told)) = (got, want) {
