@@ -53,8 +53,11 @@ fn write_file(path: &Path, text: &str) -> std::io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".part");
     let part = path.with_file_name(name);
-    std::fs::write(&part, text)?;
-    std::fs::rename(part, path)
+    let done = std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, path));
+    if done.is_err() {
+        let _ = std::fs::remove_file(&part);
+    }
+    done
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
@@ -109,5 +112,28 @@ fn main() -> ExitCode {
             eprintln!("vhost-net-top: {err}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_can_not_be_written() {
+        let folder = std::env::temp_dir().join(format!("vhost-net-top-{}", std::process::id()));
+        let path = folder.join("metrics");
+        std::fs::create_dir_all(&folder).unwrap();
+        write_file(&path, "1\n").unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        // A folder can't be replaced by a file.
+        std::fs::create_dir(&path).unwrap();
+        let failed = write_file(&path, "2\n");
+        let names: Vec<_> = std::fs::read_dir(&folder).unwrap().flatten().collect();
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(text, "1\n");
+        assert!(failed.is_err());
+        assert_eq!(names.len(), 1, "{names:?}");
     }
 }

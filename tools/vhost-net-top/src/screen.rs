@@ -4,6 +4,9 @@
 
 use std::io::Result;
 use std::path::Path;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -20,6 +23,9 @@ use ratatui::widgets::Paragraph;
 use ratatui::widgets::Row as TableRow;
 use ratatui::widgets::Table;
 use ratatui::Frame;
+use signal_hook::consts::SIGHUP;
+use signal_hook::consts::SIGINT;
+use signal_hook::consts::SIGTERM;
 
 use crate::host::Host;
 use crate::rates::rows;
@@ -27,37 +33,56 @@ use crate::rates::Row;
 use crate::show::cells;
 use crate::show::HEADS;
 
+/// How long a signal may wait.
+const GLANCE: Duration = Duration::from_millis(200);
+
 /// Shows the host in `root` each so many seconds.
 pub fn run(root: &Path, interval: Duration, ticks: u64) -> Result<()> {
+    // Whoever ends this by a signal is to have the terminal as it was.
+    let ended = Arc::new(AtomicUsize::new(0));
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        signal_hook::flag::register_usize(signal, ended.clone(), signal as usize)?;
+    }
+    let result = show(root, interval, ticks, &ended);
+    ratatui::restore();
+    match ended.load(Ordering::Relaxed) {
+        0 => result,
+        signal => signal_hook::low_level::emulate_default_handler(signal as i32),
+    }
+}
+
+fn show(root: &Path, interval: Duration, ticks: u64, ended: &AtomicUsize) -> Result<()> {
     let look = || Host::look(root).map_err(std::io::Error::other);
-    let mut terminal = ratatui::init();
-    let result = (|| -> Result<()> {
-        let mut before: Option<Host> = None;
-        loop {
-            let now = look()?;
-            let mut all = rows(&now, before.as_ref(), ticks);
-            all.sort_by(|a, b| {
-                b.packets_per_second
-                    .unwrap_or(-1.0)
-                    .total_cmp(&a.packets_per_second.unwrap_or(-1.0))
-            });
-            terminal.draw(|frame| draw(frame, &now, &all, interval))?;
-            before = Some(now);
-            let next = Instant::now() + interval;
-            while let Some(left) = next.checked_duration_since(Instant::now()) {
-                if !event::poll(left)? {
-                    break;
+    let mut terminal = ratatui::try_init()?;
+    let mut before: Option<Host> = None;
+    loop {
+        let now = look()?;
+        let mut all = rows(&now, before.as_ref(), ticks);
+        all.sort_by(|a, b| {
+            b.packets_per_second
+                .unwrap_or(-1.0)
+                .total_cmp(&a.packets_per_second.unwrap_or(-1.0))
+        });
+        terminal.draw(|frame| draw(frame, &now, &all, interval))?;
+        let next = Instant::now() + interval;
+        while let Some(left) = next.checked_duration_since(Instant::now()) {
+            if ended.load(Ordering::Relaxed) != 0 {
+                return Ok(());
+            }
+            if !event::poll(left.min(GLANCE))? {
+                continue;
+            }
+            match event::read()? {
+                Event::Key(key) if ends(key.code, key.modifiers) => return Ok(()),
+                // The same once more: rates of the time since the last look would be those of an instant.
+                Event::Resize(..) => {
+                    terminal.draw(|frame| draw(frame, &now, &all, interval))?;
                 }
-                match event::read()? {
-                    Event::Key(key) if ends(key.code, key.modifiers) => return Ok(()),
-                    Event::Resize(..) => break,
-                    _ => {}
-                }
+                _ => {}
             }
         }
-    })();
-    ratatui::restore();
-    result
+        before = Some(now);
+    }
 }
 
 fn ends(code: KeyCode, modifiers: KeyModifiers) -> bool {
