@@ -367,7 +367,11 @@ impl<D: Driver> Device<D> {
         let Some(mut queue) = self.find_queue(index).and_then(Mutex::try_lock) else {
             return false;
         };
-        let Some(iotlb) = queue.iotlb.clone().filter(|_| queue.halted) else {
+        let Some(iotlb) = queue
+            .iotlb
+            .clone()
+            .filter(|_| queue.halted && queue.is_running())
+        else {
             return false;
         };
         let waits = queue.look_on(mm, &self.lock_for_owner(&iotlb));
