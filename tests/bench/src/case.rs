@@ -63,6 +63,8 @@ pub struct Case {
     /// The backend is a packet socket, not the tap.
     pub raw: bool,
     pub known: Known,
+    /// Somebody reads the device's fdinfo a thousand times a second.
+    pub watched: bool,
     /// The worker's instructions, Rust / C, that the project wants at most.
     pub goal: f64,
     /// The same of the time from kick to call.
@@ -81,6 +83,7 @@ const TX: Case = Case {
     features: USUAL,
     raw: false,
     known: Known::All,
+    watched: false,
     goal: 0.85,
     clock_goal: 1.00,
 };
@@ -124,6 +127,8 @@ pub const CASES: &[Case] = &[
     Case { name: "rx-iotlb-cold", flow: Flow::Rx, ..COLD },
     Case { name: "tx-17-pages", len: 65000, batch: 1, packets: 40, ..COLD },
     Case { name: "tx-iotlb-full", known: Known::Cycling(64), packets: 6400, clock_goal: 1.00, ..COLD },
+    Case { name: "tx-60-watched", watched: true, ..TX },
+    Case { name: "rx-60-watched", watched: true, ..RX },
     Case { name: "tx-in-order", features: USUAL | IN_ORDER, goal: 1.00, ..TX },
     Case { name: "rx-in-order", features: USUAL | IN_ORDER, goal: 1.00, ..RX },
     Case { name: "rx-mergeable", len: 8000, layout: Layout::Merged, batch: 32, packets: 1600, goal: 1.00, ..RX },

@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::io::Seek;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -272,6 +273,9 @@ impl Bench {
         if self.case.known != Known::All {
             self.serve()?;
         }
+        if self.case.watched {
+            self.watch()?;
+        }
         let g = &self.guest;
         let backend = self.raw.as_ref().map_or(&g.tap.fd, |raw| &raw.fd);
         for (index, used) in [(TX, self.case.sends()), (RX, self.case.receives())] {
@@ -312,6 +316,21 @@ impl Bench {
                 let answer = Msg::update(page, PAGE, hva, iotlb::RW).v2();
                 assert_eq!(iotlb::write(&device, &answer), iotlb::LEN as i32);
                 MISSES.fetch_add(1, Relaxed);
+            }
+        });
+        Ok(())
+    }
+
+    /// Reads what the device tells of itself, for as long as the process lives.
+    fn watch(&self) -> Res {
+        let path = format!("/proc/self/fdinfo/{}", self.guest.net.as_raw_fd());
+        let mut file = File::open(path)?;
+        std::thread::spawn(move || {
+            let mut text = [0; 8192];
+            loop {
+                file.rewind().expect("it begins anew");
+                assert!(file.read(&mut text).is_ok_and(|len| len > 0));
+                std::thread::sleep(Duration::from_millis(1));
             }
         });
         Ok(())
