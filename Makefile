@@ -158,7 +158,7 @@ install:
 uninstall:
 	@dkms/install --remove '$(RELEASE)'
 
-# vhost-net-top, built by cargo, which fetches its crates.
+# vhost-net-top, built by cargo, which fetches its crates; three minutes the first time.
 .PHONY: top install-top
 top:
 	@scripts/top

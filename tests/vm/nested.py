@@ -158,6 +158,9 @@ class Guest:
             except FileNotFoundError:
                 continue
         if not devices:
+            # It closes its files before it is gone.
+            self.wait_until_ended()
+            self.check_alive()
             raise Failure("QEMU has no /dev/vhost-net open")
         return devices
 

@@ -238,6 +238,9 @@ impl Host {
     /// What there is to say of what can't be seen, a sentence each.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = vec![];
+        if self.open.is_empty() {
+            notes.push("No process that is seen has /dev/vhost-net open.".to_string());
+        }
         let blind = self.open.iter().filter(|open| open.fd.is_none()).count();
         if self.hidden > 0 {
             notes.push(format!(

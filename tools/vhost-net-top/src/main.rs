@@ -26,13 +26,13 @@ use host::Host;
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// Seconds between two looks
+    /// Seconds between two looks, from 0.01 to 86400
     #[arg(short, long, default_value_t = 2.0, value_name = "SECONDS")]
     interval: f64,
     /// Print tables, one below the other, and use no screen; so it is if stdout is no terminal
     #[arg(short, long)]
     batch: bool,
-    /// End after so many tables; with --json, so many objects
+    /// End after so many tables or, with --json, objects; not on a screen
     #[arg(short = 'n', long, value_name = "COUNT")]
     count: Option<u64>,
     /// Print a JSON object, with all counters, a line a look (once, unless --count says otherwise)
@@ -70,7 +70,9 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     if args.prometheus {
         let text = show::prometheus(&look()?);
         match &args.output {
-            Some(path) => write_file(path, &text)?,
+            Some(path) => {
+                write_file(path, &text).map_err(|err| format!("{}: {err}", path.display()))?;
+            }
             None => std::io::stdout().write_all(text.as_bytes())?,
         }
         return Ok(());
