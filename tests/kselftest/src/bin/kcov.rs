@@ -113,8 +113,6 @@ fn send(g: &mut Guest) -> Res {
 }
 
 /// The worker's turns are in the coverage of who has it on when it sets the owner, with a worker of either kind.
-///
-/// Seen red: with `Handle::of_current` (sys/kcov.rs) that says 0.
 fn turns() -> Res {
     for kernel_thread in [false, true] {
         let coverage = Coverage::new()?;
