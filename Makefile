@@ -10,9 +10,6 @@ vhost_net-y := vhost_net_main.o
 vhost_net-$(CONFIG_TRACEPOINTS) += sys/vhost_net_events.o
 CFLAGS_sys/vhost_net_events.o := -I$(src)/sys
 
-# For kernels with CONFIG_KCOV: a fuzzer sees what the worker does.
-KCOV_INSTRUMENT := y
-
 # Out of tree the kernel's configuration does not have the option.
 rustflags-$(CONFIG_VHOST_NET_RUST_KUNIT_TEST) += --cfg CONFIG_VHOST_NET_RUST_KUNIT_TEST
 
