@@ -77,33 +77,14 @@ __vhost_helper bool rust_helper_tun_is_xdp_frame(void *ptr)
 	return tun_is_xdp_frame(ptr);
 }
 
+__vhost_helper u8 *rust_helper_tun_ptr_to_xdp_data(void *ptr)
+{
+	return tun_ptr_to_xdp(ptr)->data;
+}
+
 __vhost_helper u32 rust_helper_tun_ptr_to_xdp_len(void *ptr)
 {
 	return tun_ptr_to_xdp(ptr)->len;
-}
-
-/* What a packet begins with, in one piece; zeroes if that is not so much. */
-static void vhost_skb_destination(const struct sk_buff *skb, u8 *to)
-{
-	if (skb && skb_headlen(skb) >= ETH_ALEN)
-		memcpy(to, skb->data, ETH_ALEN);
-	else
-		memset(to, 0, ETH_ALEN);
-}
-
-__vhost_helper void rust_helper_tun_ptr_destination(void *ptr, u8 *to)
-{
-	struct xdp_frame *frame;
-
-	if (!tun_is_xdp_frame(ptr)) {
-		vhost_skb_destination(ptr, to);
-		return;
-	}
-	frame = tun_ptr_to_xdp(ptr);
-	if (frame->len >= ETH_ALEN)
-		memcpy(to, frame->data, ETH_ALEN);
-	else
-		memset(to, 0, ETH_ALEN);
 }
 
 __vhost_helper void rust_helper_tap_ptr_free(void *ptr)
@@ -208,23 +189,15 @@ __vhost_helper size_t rust_helper_net_rx_pad(void)
 	return NET_IP_ALIGN + NET_SKB_PAD;
 }
 
-/*
- * As skb_array_peek_len(), of another kind of queue; and the destination in the packet's Ethernet
- * header, zeroes if it has none.
- */
-__vhost_helper int rust_helper_sk_receive_queue_peek_len(struct sock *sk, u8 *destination)
+/* As skb_array_peek_len(), of another kind of queue. */
+__vhost_helper int rust_helper_sk_receive_queue_peek_len(struct sock *sk)
 {
 	struct sk_buff_head *list = &sk->sk_receive_queue;
-	struct sk_buff *skb;
 	unsigned long flags;
 	int len;
 
 	spin_lock_irqsave(&list->lock, flags);
-	skb = skb_peek(list);
-	len = __skb_array_len_with_tag(skb);
-	if (skb && skb->dev && skb->dev->hard_header_len != ETH_HLEN)
-		skb = NULL;
-	vhost_skb_destination(skb, destination);
+	len = __skb_array_len_with_tag(skb_peek(list));
 	spin_unlock_irqrestore(&list->lock, flags);
 	return len;
 }

@@ -147,10 +147,20 @@ impl Drop for RingBatch {
 /// `frame` came from the ring of a tap, and is the caller's.
 #[cold]
 unsafe fn add_group(frame: *mut c_void, groups: &Groups) {
-    let mut destination = [0; 6];
-    // SAFETY: By the safety requirement. The function writes six bytes.
-    unsafe { local::tun_ptr_destination(frame, destination.as_mut_ptr()) };
-    groups.add(destination);
+    // SAFETY: By the safety requirement, and the mark says of which kind the frame is. What it
+    // begins with is in one piece of so many bytes.
+    unsafe {
+        let (start, len) = if local::tun_is_xdp_frame(frame) {
+            let data = local::tun_ptr_to_xdp_data(frame);
+            (data, local::tun_ptr_to_xdp_len(frame))
+        } else {
+            let skb = frame.cast::<bindings::sk_buff>();
+            ((*skb).data, (*skb).len.wrapping_sub((*skb).data_len))
+        };
+        if len >= 6 {
+            groups.add(start.cast::<[u8; 6]>().read());
+        }
+    }
 }
 
 /// # Safety
@@ -175,8 +185,8 @@ pub struct Receiver(Source);
 enum Source {
     /// Out of the ring, many at a time.
     Ring(KBox<RingBatch>),
-    /// Out of the socket's own queue; with the destination of the packet that was looked at.
-    Queue(Arc<Socket>, [u8; 6]),
+    /// Out of the socket's own queue.
+    Queue(Arc<Socket>),
 }
 
 impl Receiver {
@@ -185,7 +195,7 @@ impl Receiver {
     /// Fails with [`ENOMEM`].
     pub fn new(sock: Arc<Socket>) -> Result<Self> {
         let Some(ring) = sock.ring() else {
-            return Ok(Self(Source::Queue(sock, [0; 6])));
+            return Ok(Self(Source::Queue(sock)));
         };
         // INVARIANT: The ring is the socket's, and there are no frames.
         let batch = KBox::new(
@@ -220,17 +230,13 @@ impl Receiver {
                     }
                 }
             }
-            Source::Queue(sock, destination) => {
-                let (len, peeked) = sock.queue_peek();
-                *destination = peeked;
-                len
-            }
+            Source::Queue(sock) => sock.queue_peek_len(),
         }
     }
 
     /// Receives the next packet, which has `len` bytes with its header, into `segments` without
     /// their first `skip` bytes. Never waits. A tap's packet is gone afterwards, also after an
-    /// error. One to many is counted in `groups`, if it begins with an Ethernet header.
+    /// error. One to many is counted in `groups`, if it is a tap's and begins with an Ethernet header.
     ///
     /// Returns the number of bytes that the packet has. Fails with [`EFAULT`] if it has `len` bytes
     /// and `segments` can't be written, with [`EAGAIN`] if there is no packet any more, or as the
@@ -272,10 +278,7 @@ impl Receiver {
                 // `recvmsg` left it; its iterator is over nothing if there are no segments.
                 unsafe { sock.recvmsg(msg, segments, skip, len) }
             }
-            Source::Queue(sock, destination) => {
-                if let Some((_, groups)) = to {
-                    groups.add(*destination);
-                }
+            Source::Queue(sock) => {
                 let mut msg = bindings::msghdr::default();
                 // SAFETY: It is all zeroes: no packet, and an iterator over nothing.
                 unsafe { sock.recvmsg(&mut msg, segments, skip, len) }

@@ -420,14 +420,11 @@ impl Socket {
         Ok(received)
     }
 
-    /// The length in bytes of the packet at the head of the socket's own queue, and its
-    /// destination; 0 and zeroes if there is none.
-    pub(super) fn queue_peek(&self) -> (usize, [u8; 6]) {
-        let mut destination = [0; 6];
-        // SAFETY: By the type invariant the socket is valid. The function locks the queue, and
-        // writes six bytes.
-        let len = unsafe { local::sk_receive_queue_peek_len(self.sk(), destination.as_mut_ptr()) };
-        (usize::try_from(len).unwrap_or(0), destination)
+    /// The length in bytes of the packet at the head of the socket's own queue; 0 if there is none.
+    pub(super) fn queue_peek_len(&self) -> usize {
+        // SAFETY: By the type invariant the socket is valid. The function locks the queue.
+        let len = unsafe { local::sk_receive_queue_peek_len(self.sk()) };
+        usize::try_from(len).unwrap_or(0)
     }
 }
 

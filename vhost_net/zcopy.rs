@@ -89,6 +89,7 @@ impl<W: Wake> ZeroCopy<W> {
         skip: usize,
         num: u16,
     ) -> Option<&mut Self> {
+        self.refused = false;
         if len < MIN_LEN {
             return None;
         }
