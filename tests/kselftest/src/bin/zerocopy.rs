@@ -121,7 +121,7 @@ impl Held {
 
 /// A packet for which there is nothing to copy with is not used before somebody has read it.
 fn held() -> Res {
-    for &features in FEATURES {
+    for &features in some(FEATURES) {
         for &len in some(&[256, 300, 1514, 4000, 5000, 9000, 40_000, 60_000]) {
             let mut h = Held::new(Config::with(features))?;
             let p = frame(1, len);
@@ -165,7 +165,7 @@ fn limit() -> Res {
 
 /// A large packet for others to cut.
 fn gso() -> Res {
-    for features in [VERSION_1, VERSION_1 | EVENT_IDX, 0] {
+    for &features in some(&[VERSION_1, VERSION_1 | EVENT_IDX, 0]) {
         for payload in [2920, 20_000, 60_000] {
             let mut h = Held::with_header(Config::with(features), 10)?;
             let p = tcp_frame(payload, 9);
@@ -561,7 +561,7 @@ fn bad_header() -> Res {
 
 /// All sizes, all at once and one by one, to a socket that copies them at once.
 fn sizes() -> Res {
-    for &features in FEATURES {
+    for &features in some(FEATURES) {
         let mut g = Guest::new(Config::with(features))?;
         let _copier = copier(&g)?;
         for chunk in [
