@@ -76,7 +76,7 @@ step_metadata() {
     # Another flavour's root may lack this one's headers.
     in_debian sh -c 'dpkg-query -W "$@" >/dev/null 2>&1' - "${debian_tools[@]}" || debian_install "${debian_tools[@]}"
     debian_release >"$kdir.release"
-    in_debian env VHOST_NET_RUST_SERIES="$debian_series" dkms/prepare-kernel "$(debian_release)" "$kdir" 2>"$kdir.reason" &
+    in_debian dkms/prepare-kernel "$(debian_release)" "$kdir" 2>"$kdir.reason" &
     pid=$!
     # Not before the other is over, whatever becomes of this.
     debian_install "${debian_runtime[@]}" "linux-binary-$(debian_release)" "linux-modules-$(debian_release)" || status=$?

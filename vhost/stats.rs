@@ -11,6 +11,7 @@
 use crate::{
     memtable::Miss,
     sys::{
+        compat::ENOBUFS,
         counter::{
             Counter,
             Groups, //

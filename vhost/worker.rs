@@ -139,7 +139,7 @@ impl<R: Run> Worker<R> {
     pub fn new(target: Arc<R>, mm: &MmWithUser, fork: bool) -> Result<Arc<Self>> {
         let set = WorkSet::new();
         set.add(WorkBits::BEGIN);
-        let identity = Identity::new(current!().tgid())?;
+        let identity = Identity::new(current!().group_leader().pid())?;
         let runner = Runner {
             set,
             idle: Counter::new(),
