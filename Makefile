@@ -14,7 +14,8 @@ CFLAGS_sys/vhost_net_events.o := -I$(src)/sys
 # edges of a label that is used twice, as that of a jump label is. Each would get a block of its own, so that the jump goes to
 # another place than its table says, which may not even be in its reach: the kernel can't patch it.
 KCOV_INSTRUMENT_vhost_net_main.o := n
-rustflags-$(CONFIG_KCOV) += $(subst coverage-level=3,coverage-level=2,$(RUSTFLAGS_KCOV))
+vhost_kcov_flags := $(subst coverage-level=3,coverage-level=2,$(RUSTFLAGS_KCOV))
+rustflags-$(CONFIG_KCOV) += $(if $(findstring coverage-level=2,$(vhost_kcov_flags)),$(vhost_kcov_flags))
 
 # Out of tree the kernel's configuration does not have the option.
 rustflags-$(CONFIG_VHOST_NET_RUST_KUNIT_TEST) += --cfg CONFIG_VHOST_NET_RUST_KUNIT_TEST

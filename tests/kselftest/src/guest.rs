@@ -239,8 +239,8 @@ impl Guest {
         self.backend(None)
     }
 
-    /// Gives both queues this backend, in the order of QEMU. So no call comes after that which starts
-    /// to transmit: a turn ends early for one that waits for it.
+    /// Gives both queues this backend, in the order of QEMU. So no ioctl comes after that which
+    /// starts to transmit: a turn ends early for one that waits for it.
     pub fn backend(&self, fd: Option<&File>) -> Res {
         self.net.set_backend(RX, fd)?;
         self.net.set_backend(TX, fd)?;

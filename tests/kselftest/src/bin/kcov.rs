@@ -4,6 +4,7 @@
 //!
 //! For kernels with `CONFIG_KCOV`; this module's own code is instrumented there, the C driver's is not.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicU64;
@@ -87,13 +88,14 @@ impl Coverage {
         self.word(0).store(0, Relaxed);
     }
 
-    /// How many addresses are there of each kind: in the module, and elsewhere.
+    /// How many different addresses are there of each kind: in the module, and elsewhere.
     fn counts(&self) -> Res<(usize, usize)> {
         let text = module_text()?;
         let count = self.word(0).load(Relaxed) as usize;
-        let ours = (1..=count).filter(|&i| text.contains(&self.word(i).load(Relaxed)));
-        let ours = ours.count();
-        Ok((ours, count - ours))
+        let all = (1..=count).map(|i| self.word(i).load(Relaxed));
+        let all: BTreeSet<_> = all.collect();
+        let ours = all.iter().filter(|address| text.contains(address)).count();
+        Ok((ours, all.len() - ours))
     }
 }
 
@@ -125,7 +127,7 @@ fn turns() -> Res {
         send(&mut g)?;
         let (ours, others) = coverage.counts()?;
         println!("# {ours} addresses in the module, {others} elsewhere");
-        check!(ours > 50, "{ours} addresses in the module");
+        check!(ours > 30, "{ours} addresses in the module");
         drop(g);
         // SAFETY: the argument is a number.
         check_eq!(
