@@ -91,6 +91,16 @@ pub fn some<T>(all: &[T]) -> impl Iterator<Item = &T> {
         .step_by(if sys::on_debug_kernel() { 3 } else { 1 })
 }
 
+/// As [`some`], but from the one at `from` on, so that several lists have different ones.
+pub fn some_from<T>(from: usize, all: &[T]) -> impl Iterator<Item = &T> {
+    let debug = sys::on_debug_kernel();
+    all.iter()
+        .cycle()
+        .skip(if debug { from % all.len() } else { 0 })
+        .take(all.len())
+        .step_by(if debug { 3 } else { 1 })
+}
+
 /// Fails the test, with a reason, unless the condition holds.
 #[macro_export]
 macro_rules! check {

@@ -75,8 +75,8 @@ fn ip_frame(seq: u32, len: usize) -> Vec<u8> {
 
 /// All sizes, both ways.
 fn sizes() -> Res {
-    for kind in KINDS {
-        for &features in some(&[VERSION_1 | EVENT_IDX, MRG_RXBUF, VHOST_NET_HDR]) {
+    for (i, kind) in KINDS.iter().enumerate() {
+        for &features in some_from(i, &[VERSION_1 | EVENT_IDX, MRG_RXBUF, VHOST_NET_HDR]) {
             let mut g = guest(Config::with(features), kind)?;
             let lens = [60, 61, 100, 1514, 3500, 3700, 3800, 4000, 4096, 9000, 65000];
             for chunk in lens.chunks(4) {
@@ -113,8 +113,8 @@ fn stream() -> Res {
 
 /// A header of 24 bytes.
 fn long_header() -> Res {
-    for kind in KINDS {
-        for &features in some(&[VERSION_1 | MRG_RXBUF, VERSION_1]) {
+    for (i, kind) in KINDS.iter().enumerate() {
+        for &features in some_from(i, &[VERSION_1 | MRG_RXBUF, VERSION_1]) {
             let cfg = Config {
                 tunnel: GUEST_TUNNEL | HOST_TUNNEL,
                 ..Config::with(features)
@@ -134,8 +134,8 @@ fn long_header() -> Res {
 /// What a guest leaves to the device, and what the device leaves to a guest: checksums and segmentation, in one
 /// buffer and in many.
 fn offload() -> Res {
-    for kind in KINDS {
-        for &features in some(&[VERSION_1 | MRG_RXBUF, VERSION_1, 0]) {
+    for (i, kind) in KINDS.iter().enumerate() {
+        for &features in some_from(i, &[VERSION_1 | MRG_RXBUF, VERSION_1, 0]) {
             let cfg = Config {
                 peer_vnet: true,
                 ..Config::with(features)
