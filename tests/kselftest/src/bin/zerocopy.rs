@@ -583,7 +583,7 @@ fn sizes() -> Res {
 
 /// A stream each way, past the counts after which the device decides anew.
 fn stream() -> Res {
-    for &features in FEATURES {
+    for &features in some(FEATURES) {
         for (kernel_thread, time) in [(false, 0), (true, 0), (false, 50)] {
             let cfg = Config {
                 kernel_thread,
