@@ -111,7 +111,8 @@ class Guest:
         with open(self.log, "w"), open(self.qemu_log, "w") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
-    def wait_until_ready(self, timeout):
+    # Under -rt, on a busy machine, it takes more than two minutes.
+    def wait_until_ready(self, timeout=300):
         end = time.monotonic() + timeout
         while "GUEST READY" not in read(self.log):
             self.check_alive()
