@@ -380,5 +380,7 @@ fn main() {
         ("down", down),
         ("away", away),
     ];
-    ktap::run(TESTS)
+    /// What the ring's format has a part in.
+    const PACKED: &[&str] = &["waiting", "exchanged"];
+    ktap::run_formats(TESTS, PACKED)
 }
