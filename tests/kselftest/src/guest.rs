@@ -206,13 +206,19 @@ impl Guest {
     pub fn set_vring(&self, index: usize) -> Res {
         let ring = if index == RX { &self.rx } else { &self.tx };
         self.net.set_vring_num(index, ring.num)?;
-        let iotlb = self.cfg.features & ACCESS_PLATFORM != 0;
-        let packed = self.cfg.features & RING_PACKED != 0;
-        if packed {
+        if self.cfg.features & RING_PACKED != 0 {
             self.set_base(index, ring.base())?;
         } else {
             self.net.set_vring_base(index, ring.avail_idx)?;
         }
+        self.set_place(index)
+    }
+
+    /// Tells the device where a ring is, and its eventfds.
+    pub fn set_place(&self, index: usize) -> Res {
+        let ring = if index == RX { &self.rx } else { &self.tx };
+        let iotlb = self.cfg.features & ACCESS_PLATFORM != 0;
+        let packed = self.cfg.features & RING_PACKED != 0;
         // The crate knows neither the IOTLB nor rings whose size is not a power of two.
         if iotlb || packed {
             let at = |gpa| {

@@ -1,0 +1,493 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a VMM says and asks: features, sizes, bases, the log, and a device in the place of another.
+
+use std::os::fd::AsRawFd;
+
+use kselftest::counters::info;
+use kselftest::dirty::pages_of;
+use kselftest::dirty::Bitmap;
+use kselftest::dirty::Pages;
+use kselftest::sys::ioctl;
+use kselftest::sys::until;
+use kselftest::sys::Addr;
+use kselftest::sys::State;
+use libc::EBUSY;
+use libc::EINVAL;
+use libc::ENOBUFS;
+use libc::EOPNOTSUPP;
+use vhost::vhost_kern::net::Net;
+
+use super::*;
+
+const PAGE: u64 = 4096;
+
+fn set(fd: &impl AsRawFd, request: u64, index: usize, num: u32) -> i32 {
+    let index = index as u32;
+    ioctl(fd, request, &State { index, num })
+}
+
+fn set_base(fd: &impl AsRawFd, index: usize, num: u32) -> i32 {
+    set(fd, sys::SET_VRING_BASE, index, num)
+}
+
+/// A device with an owner, and these features.
+fn device(features: u64) -> Res<std::fs::File> {
+    let f = sys::open()?;
+    check_eq!(ioctl(&f, sys::SET_OWNER, std::ptr::null::<u8>()), 0);
+    check_eq!(ioctl(&f, sys::SET_FEATURES, &features), 0);
+    Ok(f)
+}
+
+/// The feature is offered, and refused without VERSION_1: legacy devices have no packed rings. What is refused changes nothing.
+pub fn features() -> Res {
+    let f = device(PACKED)?;
+    let mut offered = 0u64;
+    check_eq!(ioctl(&f, sys::GET_FEATURES, &raw mut offered), 0);
+    check!(offered & RING_PACKED != 0, "offered: {offered:#x}");
+    for more in [0, MRG_RXBUF, EVENT_IDX | INDIRECT, IN_ORDER] {
+        let bad = RING_PACKED | more;
+        let got = ioctl(&f, sys::SET_FEATURES, &bad);
+        check_eq!(got, EOPNOTSUPP, "SET_FEATURES {bad:#x}");
+        let got = ioctl(&f, sys::SET_FEATURES_ARRAY, &[1, bad]);
+        check_eq!(got, EOPNOTSUPP, "SET_FEATURES_ARRAY {bad:#x}");
+        check_eq!(set_base(&f, RX, 0x8001_8001), 0, "still packed");
+        let good = PACKED | more;
+        check_eq!(ioctl(&f, sys::SET_FEATURES, &good), 0, "{good:#x}");
+        let got = ioctl(&f, sys::SET_FEATURES_ARRAY, &[1, good]);
+        check_eq!(got, 0, "{good:#x}");
+    }
+    Ok(())
+}
+
+/// Any size up to 32768; only a split ring's has to be a power of two.
+pub fn numbers() -> Res {
+    let f = device(PACKED)?;
+    for num in [1, 2, 3, 5, 100, 257, 32767, 32768] {
+        check_eq!(set(&f, sys::SET_VRING_NUM, RX, num), 0, "{num}");
+    }
+    for num in [0, 32769, 65535, 65536, 1 << 31, u32::MAX] {
+        check_eq!(set(&f, sys::SET_VRING_NUM, RX, num), EINVAL, "{num}");
+    }
+    let f = device(VERSION_1)?;
+    for num in [0, 3, 5, 100, 257, 32767, 65536] {
+        let got = set(&f, sys::SET_VRING_NUM, RX, num);
+        check_eq!(got, EINVAL, "{num}, split");
+    }
+    Ok(())
+}
+
+/// Both halves, each an index and a wrap counter, come back as they were set. No value is refused.
+pub fn bases() -> Res {
+    let g = Guest::stopped(config(0, 256))?;
+    for index in [RX, TX] {
+        for half in [0x8000u32, 0, 5, 0x8005, 255, 0x80ff] {
+            let base = half * 0x1_0001;
+            check_eq!(set_base(&g.net, index, base), 0, "{base:#x}");
+            check_eq!(g.net.get_vring_base(index)?, base, "queue {index}");
+        }
+        for base in [u32::MAX, 0x7fff_7fff, 0x8000, 0x0005_8007, 0x100_0100] {
+            check_eq!(set_base(&g.net, index, base), 0, "{base:#x}");
+        }
+    }
+    Ok(())
+}
+
+/// A split ring's base has 16 bits, and none changes while the queue runs.
+pub fn bases_refused() -> Res {
+    let f = device(VERSION_1)?;
+    for base in [0x1_0000, 0x8000_8000, u32::MAX] {
+        check_eq!(set_base(&f, RX, base), EINVAL, "{base:#x}, split");
+    }
+    let mut g = Guest::new(config(0, 256))?;
+    check_eq!(set_base(&g.net, 2, 0x8000_8000), ENOBUFS);
+    for index in [RX, TX] {
+        check_eq!(set_base(&g.net, index, 0x8000_8000), EBUSY);
+    }
+    works(&mut g)
+}
+
+/// A ring begins wherever it is told, with either wrap counter.
+pub fn every_base() -> Res {
+    let mut g = Guest::new(config(0, 5))?;
+    for base in 0..11 {
+        g.restart(base)?;
+        stands(&g)?;
+        for _ in 0..4 {
+            works(&mut g)?;
+        }
+    }
+    for (num, base) in [(256, 255), (256, 511), (32768, 32767), (3, 65535)] {
+        let mut g = Guest::new(config(EVENT_IDX, num).base(base))?;
+        for _ in 0..2 {
+            works(&mut g)?;
+        }
+        g.stop()?;
+        stands(&g)?;
+    }
+    Ok(())
+}
+
+/// DPDK's virtio-user sets the half of what is available and leaves the other 0: what is used is as far.
+pub fn base_without_used() -> Res {
+    let mut g = Guest::stopped(config(0, 256))?;
+    g.set_base(RX, 0x8000)?;
+    g.set_base(TX, 0x8000)?;
+    g.start()?;
+    for _ in 0..200 {
+        works(&mut g)?;
+    }
+    g.stop()?;
+    stands(&g)
+}
+
+/// A ring whose device was told no base begins with both wrap counters 1.
+pub fn without_base() -> Res {
+    let mut g = Guest::unowned(config(0, 100))?;
+    g.net.set_owner()?;
+    g.net.set_features(g.cfg.features)?;
+    g.net.set_mem_table(&Mem::table(&g.view))?;
+    for index in [RX, TX] {
+        check_eq!(set(&g.net, sys::SET_VRING_NUM, index, 100), 0);
+        g.set_place(index)?;
+        check_eq!(g.net.get_vring_base(index)?, 0x8000_8000);
+    }
+    g.start()?;
+    works(&mut g)
+}
+
+/// What was set means something else in another format: the ring begins anew. Other features leave it where it is.
+pub fn format_changes() -> Res {
+    let mut g = Guest::stopped(config(0, 64))?;
+    for index in [RX, TX] {
+        check_eq!(set_base(&g.net, index, 0x8005_8005), 0);
+        g.net.set_features(PACKED | EVENT_IDX)?;
+        g.net.set_features(PACKED)?;
+        let same = g.net.get_vring_base(index)?;
+        check_eq!(same, 0x8005_8005, "with other features");
+        g.net.set_features(VERSION_1)?;
+        check_eq!(g.net.get_vring_base(index)?, 0, "as a split ring's");
+        check_eq!(set_base(&g.net, index, 0x1_0000), EINVAL);
+        check_eq!(set_base(&g.net, index, 0xfffe), 0);
+        g.net.set_features(PACKED)?;
+        let new = g.net.get_vring_base(index)?;
+        check_eq!(new, 0x8000_8000, "as a packed ring's");
+    }
+    g.start()?;
+    works(&mut g)
+}
+
+/// A size that only a packed ring may have is not used for a split one.
+pub fn format_changes_size() -> Res {
+    let mut g = Guest::stopped(config(0, 100))?;
+    if ioctl(&g.net, sys::SET_FEATURES, &VERSION_1) == 0 {
+        let file = sys::VringFile {
+            index: TX as u32,
+            fd: g.tap.fd.as_raw_fd(),
+        };
+        // The used index and the available one are both 0, if it were to run.
+        g.mem.fill(g.tx.used, 4, 0);
+        let got = ioctl(&g.net, sys::NET_SET_BACKEND, &file);
+        check!(got != 0, "a split ring of 100 descriptors started");
+        g.net.set_features(PACKED)?;
+    }
+    g.rx.reset(0);
+    g.tx.reset(0);
+    g.set_vring(RX)?;
+    g.set_vring(TX)?;
+    g.start()?;
+    works(&mut g)
+}
+
+/// Features that have nothing to do with the format may change under a ring that runs.
+pub fn features_while_running() -> Res {
+    let mut g = Guest::new(config(EVENT_IDX, 7))?;
+    let log = Bitmap::new(0x1000_0000, 0)?;
+    check_eq!(log.install(&g), 0);
+    for i in 0..20 {
+        works(&mut g)?;
+        let more = if i % 2 == 0 { LOG_ALL } else { 0 };
+        g.net.set_features(PACKED | EVENT_IDX | more)?;
+    }
+    Ok(())
+}
+
+/// Packed rings are little-endian, whatever the VMM says of legacy ones.
+pub fn endian_ignored() -> Res {
+    let mut g = Guest::stopped(config(0, 10))?;
+    for index in [RX, TX] {
+        let got = set(&g.net, sys::SET_VRING_ENDIAN, index, sys::BIG_ENDIAN);
+        check_eq!(got, 0);
+    }
+    g.start()?;
+    works(&mut g)
+}
+
+/// Stopped with buffers that it has not used, a device has none of them in flight, and goes on with them: with the base that it
+/// said, and without one.
+pub fn stopped() -> Res {
+    for (num, again) in [(5, true), (5, false), (256, true)] {
+        let mut g = Guest::new(config(0, num))?;
+        let mut place = vec![];
+        for i in 0..30 {
+            while g.rx.free() > 0 {
+                let b = g.buffer(200);
+                place.push((g.rx.add(&[b]), b));
+            }
+            g.rx.submit();
+            let p = frame(i, 60 + i as usize);
+            g.peer.send(&p)?;
+            let (head, b) = place.remove(0);
+            check_eq!(g.rx.wait()?.id, u32::from(head));
+            let got = g.mem.read(b.gpa + g.hdr as u64, p.len());
+            same(&got, &p, "packet")?;
+            g.stop()?;
+            stands(&g)?;
+            if again {
+                g.set_base(RX, g.rx.base())?;
+                g.set_base(TX, g.tx.base())?;
+            }
+            g.start()?;
+        }
+        g.send_all(&[frame(9, 60)])?;
+    }
+    Ok(())
+}
+
+/// The buffers of a packet for which there are too few, chains of two around the ring's end, are not in flight either.
+pub fn stopped_in_a_packet() -> Res {
+    let mut g = Guest::new(config(MRG_RXBUF, 7))?;
+    for i in 0..20 {
+        let b = g.buffer(300);
+        let seg = |n: u64| {
+            [
+                Seg::w(b.gpa + n * 100, 60),
+                Seg::w(b.gpa + n * 100 + 60, 40),
+            ]
+        };
+        g.rx.add(&seg(0));
+        g.rx.add(&seg(1));
+        g.rx.submit();
+        let p = frame(i, 250);
+        g.peer.send(&p)?;
+        check!(until(|| g.rx.wants_next()), "no wish for more buffers");
+        stands(&g)?;
+        g.stop()?;
+        stands(&g)?;
+        g.start()?;
+        g.rx.add(&seg(2));
+        g.rx.submit();
+        for _ in 0..3 {
+            g.rx.wait()?;
+        }
+        let got = g.mem.read(b.gpa, g.hdr + p.len());
+        g.check_rx_hdr(&got, 3)?;
+        same(&got[g.hdr..], &p, "packet")?;
+        stands(&g)?;
+    }
+    Ok(())
+}
+
+/// Another device goes on where one stopped, on another host: the area that the first one wrote says that it wants no kicks.
+pub fn moved() -> Res {
+    for features in [0, EVENT_IDX] {
+        let mut g = Guest::new(config(features, 11))?;
+        let mut place = vec![];
+        for i in 0..12 {
+            while g.rx.free() > 0 {
+                let b = g.buffer(200);
+                place.push((g.rx.add(&[b]), b));
+            }
+            g.rx.submit();
+            g.send_all(&[frame(i, 60), frame(i, 200)])?;
+            g.stop()?;
+            stands(&g)?;
+            for r in [&g.rx, &g.tx] {
+                r.packed().set_device_event(DISABLE, 0x8003);
+            }
+            g.net = Net::new(g.mem.as_vm_memory()?)?;
+            g.set_up()?;
+            // What it does not know it must not have been told by the ring.
+            let p = frame(i, 100);
+            let at = g.place(&p);
+            g.tx.add(&[Seg::r(at, g.hdr + p.len())]);
+            g.tx.submit();
+            g.start()?;
+            g.tx.wait()?;
+            same(&g.peer.recv()?, &p, "sent packet")?;
+            g.peer.send(&p)?;
+            let (head, b) = place.remove(0);
+            check_eq!(g.rx.wait()?.id, u32::from(head));
+            let got = g.mem.read(b.gpa + g.hdr as u64, p.len());
+            same(&got, &p, "received packet")?;
+        }
+    }
+    Ok(())
+}
+
+/// Where a ring is, and whether its writes are logged.
+fn address(g: &Guest, index: usize, log: bool) -> i32 {
+    let ring = if index == RX { &g.rx } else { &g.tx };
+    let at = |gpa| g.mem.hva(gpa).0 as u64;
+    let addr = Addr {
+        index: index as u32,
+        flags: u32::from(log),
+        desc: at(ring.desc),
+        used: at(ring.used),
+        avail: at(ring.avail),
+        log: ring.used,
+    };
+    ioctl(&g.net, sys::SET_VRING_ADDR, &addr)
+}
+
+/// A guest of which all is logged, and whose queues have come to rest.
+fn logging(features: u64, base: u16) -> Res<(Guest, Bitmap)> {
+    let mut g = Guest::stopped(config(features | LOG_ALL, 1024).base(base))?;
+    let log = Bitmap::new(0x1000_0000, 13)?;
+    check_eq!(log.install(&g), 0);
+    for index in [RX, TX] {
+        check_eq!(address(&g, index, true), 0);
+    }
+    g.start()?;
+    works(&mut g)?;
+    check!(until(|| g.tx.wants_next()), "no wish for a kick");
+    settle(&g)?;
+    let at_start = log.take()?;
+    for ring in [&g.rx, &g.tx] {
+        check!(
+            at_start.contains(&(ring.used / PAGE)),
+            "not the page of the device's event area"
+        );
+    }
+    Ok((g, log))
+}
+
+/// All of `want` are marked; of others none but the device's event areas, and those of this queue alone.
+#[track_caller]
+fn marked(log: &Bitmap, ring: &Ring, mut want: Pages, what: &str) -> Res {
+    let at = std::panic::Location::caller();
+    let got = log.take()?;
+    let missing = !got.is_superset(&want);
+    let min = want.clone();
+    want.insert(ring.used / PAGE);
+    if missing || !got.is_subset(&want) {
+        let why = format!("pages {got:x?} of {what}, want {min:x?} and at most {want:x?}");
+        return Err(Fail::at(at.file(), at.line(), why));
+    }
+    Ok(())
+}
+
+/// The page of a descriptor.
+fn page(ring: &Ring, spot: Spot) -> u64 {
+    (ring.desc + 16 * u64::from(spot.index())) / PAGE
+}
+
+/// What a device writes of a ring is marked: the descriptors that it uses, and its event area; not the one that the driver
+/// writes, and not the descriptors that it reads.
+pub fn logged() -> Res {
+    for (features, base) in [(0, 250), (EVENT_IDX, 1018), (IN_ORDER, 1020), (0, 2042)] {
+        let (mut g, log) = logging(features, base)?;
+        for i in 0..12 {
+            // Three descriptors, of which the first is written.
+            let spot = g.tx.packed().used;
+            let p = frame(i, 300);
+            let at = g.place(&p);
+            g.tx.add(&[
+                Seg::r(at, g.hdr),
+                Seg::r(at + g.hdr as u64, 100),
+                Seg::r(at + g.hdr as u64 + 100, 200),
+            ]);
+            g.tx.submit();
+            g.tx.wait()?;
+            same(&g.peer.recv()?, &p, "sent packet")?;
+            check!(until(|| g.tx.wants_next()), "no wish for a kick");
+            settle(&g)?;
+            let want = [page(&g.tx, spot)].into();
+            marked(&log, &g.tx, want, &format!("sent packet {i}"))?;
+
+            let spot = g.rx.packed().used;
+            let at = g.mem.alloc(4096, PAGE);
+            g.rx.add(&[
+                Seg::w(at, g.hdr),
+                Seg::w(at + 100, 100),
+                Seg::w(at + 200, 400),
+            ]);
+            g.rx.submit();
+            g.peer.send(&p)?;
+            g.rx.wait()?;
+            settle(&g)?;
+            let want = [page(&g.rx, spot), at / PAGE].into();
+            marked(&log, &g.rx, want, &format!("received packet {i}"))?;
+        }
+        // The whole ring.
+        let packets: Vec<_> = (0..1024).map(|i| frame(i, 60)).collect();
+        g.send_all(&packets)?;
+        check!(until(|| g.tx.wants_next()), "no wish for a kick");
+        settle(&g)?;
+        let want: Pages = pages_of(g.tx.desc, 16 * 1024).collect();
+        if features & IN_ORDER == 0 {
+            marked(&log, &g.tx, want, "a ring that is sent")?;
+        }
+        check!(g.tx.err.read().is_err(), "an error was signalled");
+    }
+    Ok(())
+}
+
+/// No one tells the device a guest address of the descriptors: it is that of the memory in which they are, as the table names it
+/// now.
+pub fn logged_at_user_address() -> Res {
+    let (mut g, log) = logging(0, 0)?;
+    let m = g.mem.regions()[0];
+    // The same memory, and what is in it a second time under other addresses.
+    let regions = [m.gpa, 0x400_0000].map(|gpa| sys::Region {
+        gpa,
+        size: m.size,
+        hva: m.hva,
+        flags: 0,
+    });
+    let other = 0x400_0000 - m.gpa;
+    for (first, offset) in [(0, 0), (1, other), (0, 0)] {
+        let table = sys::mem_table(1, 0, &regions[first..=first]);
+        check_eq!(ioctl(&g.net, sys::SET_MEM_TABLE, table.as_ptr()), 0);
+        settle(&g)?;
+        log.take()?;
+        for i in 0..3 {
+            let spot = g.tx.packed().used;
+            let p = frame(i, 300);
+            let at = g.place(&p) + offset;
+            g.tx.add(&[Seg::r(at, g.hdr + p.len())]);
+            g.tx.submit();
+            g.tx.wait()?;
+            same(&g.peer.recv()?, &p, "sent packet")?;
+            check!(until(|| g.tx.wants_next()), "no wish for a kick");
+            settle(&g)?;
+            let want = [page(&g.tx, spot) + offset / PAGE].into();
+            marked(&log, &g.tx, want, "a sent packet")?;
+        }
+    }
+    Ok(())
+}
+
+/// A ring that is not to be logged is not.
+pub fn not_logged() -> Res {
+    let (mut g, log) = logging(0, 0)?;
+    for index in [RX, TX] {
+        check_eq!(address(&g, index, false), 0);
+    }
+    for i in 0..5 {
+        g.send_all(&[frame(i, 300)])?;
+        check!(until(|| g.tx.wants_next()), "no wish for a kick");
+        settle(&g)?;
+        check_eq!(log.take()?, Pages::new(), "pages of a sent packet");
+    }
+    Ok(())
+}
+
+/// The format is seen from outside.
+pub fn seen() -> Res {
+    let g = Guest::new(config(0, 100))?;
+    let map = info(&g.net)?;
+    check_eq!(map["vhost-features"], format!("{PACKED:#x}"));
+    check!(PACKED & 0x4_0000_0000 != 0);
+    Ok(())
+}
