@@ -246,6 +246,12 @@ impl Packed {
         }
     }
 
+    /// What was added and is not yet available was not added.
+    pub fn take_back(&mut self) {
+        self.avail = self.used;
+        self.first = None;
+    }
+
     /// The used descriptor here, if there is one. Its length counts if it says that something was written.
     pub fn used_at(&self, spot: Spot) -> Option<Used> {
         let flags = self.load(self.flags_at(spot.index()));

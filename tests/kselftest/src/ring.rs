@@ -333,6 +333,33 @@ impl Ring {
         self.avail_idx = self.avail_idx.wrapping_add(1);
     }
 
+    /// Offers a chain that the driver has kept: a split ring still has its descriptors, a packed one needs them once more
+    /// (address, length, flags except NEXT).
+    pub fn offer_again(&mut self, head: u16, list: &[(u64, u32, u16)]) {
+        if let Some(packed) = &mut self.packed {
+            packed.add(list, head);
+        }
+        self.offer(head);
+    }
+
+    /// What was offered and is not yet visible to the device is the driver's again. The chains keep their heads.
+    pub fn take_back(&mut self) {
+        self.avail_idx = self.used_idx;
+        self.order.clear();
+        if let Some(packed) = &mut self.packed {
+            packed.take_back();
+        }
+    }
+
+    /// All that was offered is used. The chains keep their heads.
+    pub fn take_all(&mut self) {
+        self.used_idx = self.avail_idx;
+        self.order.clear();
+        if let Some(packed) = &mut self.packed {
+            packed.used = packed.avail;
+        }
+    }
+
     /// Makes what was offered visible to the device.
     pub fn publish(&mut self) {
         match &mut self.packed {
