@@ -348,7 +348,7 @@ impl<'a> Vmm<'a> {
         };
         let align = |offset: u64, to: u64| (view + offset).next_multiple_of(to) - view;
         let desc = align(self.rng.below(slot.size / 8), self.rng.pick(&[16, 16, 1]));
-        let avail = align(desc + 16 * cap, 2);
+        let avail = align(desc + 16 * cap, if self.packed { 4 } else { 2 });
         let mut used = align(avail + 8 + 2 * cap, 4);
         let size = 8 + 8 * cap;
         if self.rng.one_in(2) {

@@ -4,6 +4,7 @@
 
 mod chains;
 mod events;
+mod same;
 mod setup;
 
 use kselftest::feature::*;
@@ -147,6 +148,7 @@ fn main() {
         ("indirect_and_next", chains::indirect_and_next),
         ("indirect_and_direct", chains::indirect_and_direct),
         ("unreadable", chains::unreadable),
+        ("same_as_split", same::same_as_split),
     ];
     if sys::on_c() {
         println!("KTAP version 1\n1..0 # SKIP the C driver has no packed rings");
