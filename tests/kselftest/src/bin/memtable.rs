@@ -316,6 +316,6 @@ fn main() {
         ("replaced_when_stopped", replaced_when_stopped),
     ];
     /// What the ring's format has a part in.
-    const PACKED: &[&str] = &["moved", "taken_away", "replaced_when_stopped"];
+    const PACKED: &[&str] = &["taken_away", "replaced_when_stopped"];
     ktap::run_formats(TESTS, PACKED)
 }

@@ -374,11 +374,6 @@ fn main() {
         ("away_and_replaced", away_and_replaced),
     ];
     /// What the ring's format has a part in.
-    const PACKED: &[&str] = &[
-        "full_and_receiving",
-        "full_and_stopped",
-        "coalesced",
-        "backpressure",
-    ];
+    const PACKED: &[&str] = &["full_and_stopped", "coalesced", "backpressure"];
     ktap::run_formats(TESTS, PACKED)
 }

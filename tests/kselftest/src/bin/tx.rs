@@ -680,8 +680,6 @@ fn main() {
         "shapes_v1",
         "one_byte_segments",
         "across_regions",
-        "ring_1",
-        "ring_2",
         "ring_256",
         "gso",
         "bad_header",

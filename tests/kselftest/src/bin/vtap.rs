@@ -380,7 +380,5 @@ fn main() {
         ("down", down),
         ("away", away),
     ];
-    /// What the ring's format has a part in.
-    const PACKED: &[&str] = &["waiting", "exchanged"];
-    ktap::run_formats(TESTS, PACKED)
+    ktap::run(TESTS)
 }

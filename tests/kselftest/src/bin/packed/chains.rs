@@ -227,7 +227,7 @@ pub fn ids() -> Res {
 /// Looked at without a pause, as a driver that polls does.
 pub fn first_last() -> Res {
     let mut g = Guest::new(config(MRG_RXBUF, 100).base(150))?;
-    for round in 0..amount(400) {
+    for round in 0..amount(200) {
         let b = g.buffer(1200);
         let spot = g.rx.packed().avail;
         for i in 0..12 {

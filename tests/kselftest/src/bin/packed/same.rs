@@ -146,7 +146,8 @@ impl Run {
             errors[index] = ring(&mut self.g, index).err.read().is_ok();
         }
         while let Some(p) = self.g.peer.try_recv() {
-            self.say(&format!("packet {} of {} bytes", net::seq(&p), p.len()));
+            let number = if p.len() < 18 { 0 } else { net::seq(&p) };
+            self.say(&format!("packet {number} of {} bytes", p.len()));
         }
         if errors != [false; 2] {
             self.say(&format!("errors {errors:?}"));
