@@ -108,9 +108,8 @@ impl Events {
             // Also what means nothing: when in doubt, call.
             _ => return Ok(true),
         }
-        // The flags before the place; pairs with the write barrier that the driver has between
-        // writing them, in the other order.
-        mem.read_barrier();
+        // Read in whatever order: if one of the two is older than the other, the driver has not looked
+        // at its descriptor again yet.
         let event = memory
             .load_avail(mem, PLACE)
             .because(Why::DriverEventRead)?;
@@ -154,9 +153,8 @@ impl Events {
                 .store_used(mem, PLACE, place.bits())
                 .because(Why::DeviceEventWrite)?;
             if self.flags != DESC {
-                // The place before the flags that make it count; pairs with the driver's read
-                // barrier between them, in the other order.
-                mem.write_barrier();
+                // In whatever order they are seen: who sees only one of them has made available
+                // what the look at the descriptor will find.
                 self.write_flags(memory, mem, DESC)?;
             }
         } else {
