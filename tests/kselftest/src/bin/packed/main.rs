@@ -103,6 +103,7 @@ fn main() {
         ("features", setup::features),
         ("numbers", setup::numbers),
         ("bases", setup::bases),
+        ("bases_outside", setup::bases_outside),
         ("bases_refused", setup::bases_refused),
         ("every_base", setup::every_base),
         ("base_without_used", setup::base_without_used),

@@ -16,6 +16,7 @@ use kselftest::sys::until;
 use kselftest::sys::Addr;
 use kselftest::sys::State;
 use libc::EBUSY;
+use libc::EFAULT;
 use libc::EINVAL;
 use libc::ENOBUFS;
 use libc::EOPNOTSUPP;
@@ -94,6 +95,24 @@ pub fn bases() -> Res {
         }
     }
     Ok(())
+}
+
+/// A ring does not start outside itself, and does where it is told then.
+pub fn bases_outside() -> Res {
+    let mut g = Guest::stopped(config(0, 5))?;
+    for half in [5u32, 0x8005, 0x7fff, 0xffff] {
+        for index in [RX, TX] {
+            g.set_base(index, half * 0x1_0001)?;
+            let file = sys::VringFile {
+                index: index as u32,
+                fd: g.tap.fd.as_raw_fd(),
+            };
+            let got = ioctl(&g.net, sys::NET_SET_BACKEND, &file);
+            check_eq!(got, EFAULT, "queue {index}, from {half:#x}");
+        }
+    }
+    g.restart(7)?;
+    works(&mut g)
 }
 
 /// A split ring's base has 16 bits, and none changes while the queue runs.
