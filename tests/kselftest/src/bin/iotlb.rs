@@ -862,8 +862,8 @@ fn ring_ends() -> Res {
 fn start_needs_used() -> Res {
     let mut g = Guest::stopped(config(0))?;
     for index in [RX, TX] {
-        for (at, len, _) in &parts(&g, index)[..2] {
-            map(&g, *at, *len, RO)?;
+        for (at, len, perm) in &parts(&g, index)[..2] {
+            map(&g, *at, *len, *perm)?;
         }
         let used = parts(&g, index)[2];
         for _ in 0..3 {

@@ -2,8 +2,10 @@
 
 //! What only packed virtqueues have (virtio 1.3, section 2.8). What both formats have runs in both, in the other areas.
 
+mod bad;
 mod chains;
 mod events;
+mod log;
 mod same;
 mod setup;
 
@@ -120,10 +122,10 @@ fn main() {
         ("stopped", setup::stopped),
         ("stopped_in_a_packet", setup::stopped_in_a_packet),
         ("moved", setup::moved),
-        ("logged", setup::logged),
-        ("logged_at_user_address", setup::logged_at_user_address),
-        ("logged_behind_iotlb", setup::logged_behind_iotlb),
-        ("not_logged", setup::not_logged),
+        ("logged", log::logged),
+        ("logged_at_user_address", log::logged_at_user_address),
+        ("logged_behind_iotlb", log::logged_behind_iotlb),
+        ("not_logged", log::not_logged),
         ("seen", setup::seen),
         ("calls_enabled", events::calls_enabled),
         ("calls_at", events::calls_at),
@@ -146,15 +148,15 @@ fn main() {
         ("first_last", chains::first_last),
         ("in_order_sent", chains::in_order_sent),
         ("in_order_received", chains::in_order_received),
-        ("not_available", chains::not_available),
-        ("hole", chains::hole),
-        ("hole_mended", chains::hole_mended),
+        ("not_available", bad::not_available),
+        ("hole", bad::hole),
+        ("hole_mended", bad::hole_mended),
         ("whole_ring", chains::whole_ring),
-        ("endless", chains::endless),
+        ("endless", bad::endless),
         ("indirect", chains::indirect),
-        ("indirect_and_next", chains::indirect_and_next),
-        ("indirect_and_direct", chains::indirect_and_direct),
-        ("unreadable", chains::unreadable),
+        ("indirect_and_next", bad::indirect_and_next),
+        ("indirect_and_direct", bad::indirect_and_direct),
+        ("unreadable", bad::unreadable),
         ("same_as_split", same::same_as_split),
     ];
     if sys::on_c() {
