@@ -34,6 +34,8 @@ impl Features {
     pub const VERSION_1: u32 = 32;
     /// `VIRTIO_F_ACCESS_PLATFORM`: the driver's addresses are those of an IOMMU.
     pub const ACCESS_PLATFORM: u32 = 33;
+    /// `VIRTIO_F_RING_PACKED`: rings have the packed format (virtio 1.3, section 2.8).
+    pub const RING_PACKED: u32 = 34;
     /// `VIRTIO_F_IN_ORDER`: buffers are used in the order that they were made available.
     pub const IN_ORDER: u32 = 35;
     /// `VIRTIO_F_RING_RESET`: one queue may be reset by itself. All of that is the VMM's to do.

@@ -29,6 +29,11 @@ impl<T: Copy + Default> List<T> {
         })
     }
 
+    /// The number of items that there is room for.
+    pub fn room(&self) -> usize {
+        self.slots.len()
+    }
+
     /// Whether there is no room for another item.
     #[inline(always)]
     pub fn is_full(&self) -> bool {

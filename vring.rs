@@ -11,10 +11,11 @@
 //! end, reach memory outside the ring and the memory table, or complete a chain twice.
 //!
 //! The room behind this door: what the words of a ring mean, and where the device is in it, is
-//! its format's, of which there is one, [`split`], with a room of its own; another one would stand
-//! beside that, as a variant of `Format` ([`ring`]). What any format needs is here: how a ring's parts are
+//! its format's, of which there are two, [`split`] and [`packed`], each with a room of its own. Which
+//! one a ring has is asked in [`ring`]; the way of a packet ([`take`]) is made for each ([`format`]).
+//! What any format needs is here: how a ring's parts are
 //! found in user memory, read, written and logged ([`memory`], [`area`], [`used_log`]), and
-//! how the buffers of a chain are translated ([`chain`], [`lookup`]).
+//! how the buffers of a chain are translated ([`chain`], [`lookup`], [`table`]).
 //!
 //! The caller serialises all access to a ring (its queue's mutex in the kernel).
 
@@ -24,10 +25,13 @@ mod area;
 mod chain;
 mod endian;
 mod fault;
+mod format;
 mod lookup;
 mod memory;
+mod packed;
 mod ring;
 mod split;
+mod table;
 mod take;
 mod used_log;
 
@@ -44,7 +48,12 @@ pub use fault::{
     Why, //
 };
 pub use memory::RingAddrs;
-pub use ring::Vring;
-pub use split::Deferred;
+pub use packed::Packed;
+pub use ring::{
+    Deferred,
+    RingFormat,
+    Vring, //
+};
+pub use split::Split;
 pub use take::Take;
 pub use used_log::UsedLog;

@@ -7,7 +7,7 @@
 use super::addr::Iova;
 
 /// What the device wants to do with memory, as a bit of a map's permissions (`VHOST_ACCESS_RO`,
-/// `VHOST_ACCESS_WO`).
+/// `VHOST_ACCESS_WO`), or both (`VHOST_ACCESS_RW`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Access {
@@ -15,10 +15,12 @@ pub enum Access {
     Read = 1,
     /// Write it.
     Write = 2,
+    /// Read it and write it: what a packed ring's descriptors are for.
+    ReadWrite = 3,
 }
 
 /// The permissions of memory that may be both read and written (`VHOST_ACCESS_RW`).
-pub const READ_WRITE: u8 = Access::Read as u8 | Access::Write as u8;
+pub const READ_WRITE: u8 = Access::ReadWrite as u8;
 
 /// An access to an address that no map holds, or that the map there does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

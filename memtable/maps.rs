@@ -44,7 +44,8 @@ pub(super) struct Map {
     /// without a map, `younger` is the next of these.
     older: u32,
     younger: u32,
-    perm: u8,
+    /// The bits of [`Access`] that it does not allow.
+    denied: u8,
 }
 
 impl Map {
@@ -59,7 +60,7 @@ impl Map {
     fn allows(&self, addr: u64, len: u32, access: Access) -> bool {
         self.has(addr)
             && u64::from(len).wrapping_sub(1) <= self.last - addr
-            && self.perm & access as u8 != 0
+            && self.denied & access as u8 == 0
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -156,7 +157,7 @@ impl Maps {
             last,
             older: self.youngest,
             younger: NONE,
-            perm,
+            denied: !perm,
         };
         let slot = self.free;
         let slot = if let Some(free) = self.slot_mut(slot) {
@@ -358,7 +359,7 @@ impl Maps {
                 let addr = Iova::new(addr);
                 return Err(Refused::Unmapped(Miss { addr, access }));
             };
-            if map.perm & access as u8 == 0 {
+            if map.denied & access as u8 != 0 {
                 let addr = Iova::new(addr);
                 return Err(Refused::Denied(Miss { addr, access }));
             }

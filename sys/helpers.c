@@ -219,6 +219,16 @@ __vhost_helper int rust_helper_put_user_u16(u16 value, u16 __user *addr)
 	return put_user(value, addr);
 }
 
+__vhost_helper int rust_helper_get_user_u64(u64 *value, const u64 __user *addr)
+{
+	return get_user(*value, addr);
+}
+
+__vhost_helper int rust_helper_put_user_u64(u64 value, u64 __user *addr)
+{
+	return put_user(value, addr);
+}
+
 __vhost_helper int rust_helper_get_user_u64x2(u64 *to, const u64 __user *from)
 {
 	might_fault();

@@ -169,6 +169,27 @@ impl UserMemory for CurrentMm<'_> {
         Ok(())
     }
 
+    #[inline(always)]
+    fn load_u64(&self, addr: UserAddr) -> Result<u64> {
+        let mut value = 0;
+        // SAFETY: `value` is valid for the write of a `u64`. The function checks the user address.
+        let err = unsafe { bindings::get_user_u64(&mut value, addr.get() as *const u64) };
+        if err != 0 {
+            return Err(EFAULT);
+        }
+        Ok(value)
+    }
+
+    #[inline(always)]
+    fn store_u64(&self, addr: UserAddr, value: u64) -> Result {
+        // SAFETY: The function checks the user address.
+        let err = unsafe { bindings::put_user_u64(value, addr.get() as *mut u64) };
+        if err != 0 {
+            return Err(EFAULT);
+        }
+        Ok(())
+    }
+
     #[inline]
     fn set_bits(&self, addr: UserAddr, mask: u32) -> Result {
         loop {

@@ -287,7 +287,8 @@ impl<D: Driver> Device<D> {
     /// do for it.
     ///
     /// Fails with [`EFAULT`] if writes to guest memory are to be logged, and the log is not in
-    /// user space, and if there is no memory for an IOTLB.
+    /// user space, and if there is no memory for an IOTLB; with [`ENOMEM`] if there is none for
+    /// packed rings.
     pub fn set_features(
         &self,
         mm: CurrentMm<'_>,
@@ -298,6 +299,9 @@ impl<D: Driver> Device<D> {
         if features.has(Features::LOG_ALL) && !self.mem_access_ok(mm, state.mem.as_ref(), true) {
             return Err(EFAULT);
         }
+        let mut room = Ok(());
+        self.each_queue(|queue| room = room.and(queue.ring.make_room(features)));
+        room?;
         // Where there was an IOTLB before, what it knew may be out of date.
         state.iotlb = if features.has(Features::ACCESS_PLATFORM) {
             Some(Self::new_iotlb().map_err(|_| EFAULT)?)

@@ -149,7 +149,7 @@ impl<D: Driver> Device<D> {
             uapi::SET_VRING_NUM => queue.set_num(arg),
             uapi::SET_VRING_ADDR => queue.set_addr(mm, arg),
             uapi::SET_VRING_BASE => queue.set_base(arg),
-            uapi::GET_VRING_BASE => queue.write_state(arg, u32::from(queue.ring.base())),
+            uapi::GET_VRING_BASE => queue.write_state(arg, queue.ring.vring_base()),
             uapi::SET_VRING_KICK => queue.set_kick(arg),
             uapi::SET_VRING_CALL => {
                 queue.call = read_file(arg, EventFdCtx::from_fd)?;

@@ -170,9 +170,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
             return Err(EBUSY);
         }
         let state: uapi::VringState = arg.read()?;
-        self.ring
-            .set_base(u16::try_from(state.num).map_err(|_| EINVAL)?);
-        Ok(())
+        self.ring.set_vring_base(state.num)
     }
 
     #[cfg(CONFIG_VHOST_CROSS_ENDIAN_LEGACY)]

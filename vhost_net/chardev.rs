@@ -49,6 +49,7 @@ const FEATURES: Features = Features::of(&[
     Features::VIRTIO_NET_HDR,
     Features::MRG_RXBUF,
     Features::RING_RESET,
+    Features::RING_PACKED,
     Features::IN_ORDER,
     Features::GUEST_UDP_TUNNEL_GSO,
     Features::HOST_UDP_TUNNEL_GSO,
@@ -60,6 +61,10 @@ const BACKEND_FEATURES: u64 = uapi::BACKEND_F_IOTLB_MSG_V2;
 /// Sets the features that the guest accepted.
 fn set_features(device: &Device, mm: CurrentMm<'_>, features: Features) -> Result {
     if !features.is_subset_of(&FEATURES) {
+        return Err(EOPNOTSUPP);
+    }
+    // There are no packed rings of legacy devices.
+    if features.has(Features::RING_PACKED) && !features.has(Features::VERSION_1) {
         return Err(EOPNOTSUPP);
     }
     let any = |bits: [u32; 2]| bits.iter().any(|&bit| features.has(bit));

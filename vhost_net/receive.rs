@@ -39,6 +39,9 @@ use crate::{
     },
     vring::{
         Fault,
+        Packed,
+        RingFormat,
+        Split,
         Take,
         Wanted,
         Why, //
@@ -61,8 +64,22 @@ pub fn wanted(queue: &mut Queue) -> Wanted {
 /// Moves packets from the backend to the guest, until there is a reason to pause.
 ///
 /// Fails if the ring or a buffer is malformed, or out of reach.
-#[inline(never)]
 pub fn receive(
+    queue: &mut Queue,
+    mm: CurrentMm<'_>,
+    maps: &Maps,
+    budget: &mut Budget<'_>,
+) -> Result<Pause, Fault> {
+    if queue.ring.is_packed() {
+        receive_to::<Packed>(queue, mm, maps, budget)
+    } else {
+        receive_to::<Split>(queue, mm, maps, budget)
+    }
+}
+
+/// As [`receive`], to a ring of this format.
+#[inline(never)]
+fn receive_to<F: RingFormat>(
     queue: &mut Queue,
     mm: CurrentMm<'_>,
     maps: &Maps,
@@ -72,7 +89,8 @@ pub fn receive(
     // With an IOTLB, what knows where the log has them.
     let mem = queue.mem.as_deref().filter(|_| queue.iotlb.is_some());
     let (most, counted) = chains_a_packet(queue.features);
-    let (ring, stats, state) = (&mut queue.ring, &*queue.stats, &mut queue.state);
+    let (stats, state) = (&*queue.stats, &mut queue.state);
+    let mut ring = queue.ring.in_format::<F>();
     let (skip, endian) = (state.own_header, ring.endian());
     let Some(receiver) = state.backend.as_mut().and_then(|b| b.receiver.as_mut()) else {
         return Ok(Pause::NotReady);
@@ -134,8 +152,8 @@ fn chains_a_packet(features: Features) -> (usize, bool) {
 ///
 /// Fails as [`Take::next_chain`], and with [`EINVAL`] if a buffer is one to transmit.
 #[inline(always)]
-fn take_room(
-    take: &mut Take<'_, CurrentMm<'_>>,
+fn take_room<F: RingFormat>(
+    take: &mut Take<'_, CurrentMm<'_>, F>,
     maps: &Maps,
     segments: &mut Segments,
     mut dirty: Option<&mut DirtyList>,

@@ -36,6 +36,9 @@ use crate::{
     vring::{
         Chain,
         Fault,
+        Packed,
+        RingFormat,
+        Split,
         Take,
         Why, //
     }, //
@@ -81,10 +84,27 @@ pub fn transmit(
     way: Way,
     budget: &mut Budget<'_>,
 ) -> Result<Pause, Fault> {
+    if queue.ring.is_packed() {
+        transmit_from::<Packed>(queue, mm, maps, sock, way, budget)
+    } else {
+        transmit_from::<Split>(queue, mm, maps, sock, way, budget)
+    }
+}
+
+/// As [`transmit`], from a ring of this format.
+#[inline(always)]
+fn transmit_from<F: RingFormat>(
+    queue: &mut Queue,
+    mm: CurrentMm<'_>,
+    maps: &Maps,
+    sock: &Socket,
+    way: Way,
+    budget: &mut Budget<'_>,
+) -> Result<Pause, Fault> {
     match way {
-        Way::Batches(layout) => transmit_batch(queue, mm, maps, sock, layout, budget),
-        Way::Singly => transmit_singly(queue, mm, maps, sock, false, budget),
-        Way::ZeroCopy => transmit_singly(queue, mm, maps, sock, true, budget),
+        Way::Batches(layout) => transmit_batch::<F>(queue, mm, maps, sock, layout, budget),
+        Way::Singly => transmit_singly::<F>(queue, mm, maps, sock, false, budget),
+        Way::ZeroCopy => transmit_singly::<F>(queue, mm, maps, sock, true, budget),
     }
 }
 
@@ -133,7 +153,7 @@ fn pause_after(err: Error, len: usize, retries: &mut u32, budget: &Budget<'_>) -
 
 /// Moves packets from the guest to a tap, many at a time.
 #[inline(never)]
-fn transmit_batch(
+fn transmit_batch<F: RingFormat>(
     queue: &mut Queue,
     mm: CurrentMm<'_>,
     maps: &Maps,
@@ -141,7 +161,8 @@ fn transmit_batch(
     layout: Layout,
     budget: &mut Budget<'_>,
 ) -> Result<Pause, Fault> {
-    let (ring, stats, state) = (&mut queue.ring, &*queue.stats, &mut queue.state);
+    let (stats, state) = (&*queue.stats, &mut queue.state);
+    let mut ring = queue.ring.in_format::<F>();
     let (skip, endian) = (state.own_header, ring.endian());
 
     while ring.unpublished() < BATCH && !budget.is_spent() {
@@ -192,7 +213,7 @@ fn transmit_batch(
 
 /// Moves packets from the guest to a backend that takes them one by one.
 #[inline(never)]
-fn transmit_singly(
+fn transmit_singly<F: RingFormat>(
     queue: &mut Queue,
     mm: CurrentMm<'_>,
     maps: &Maps,
@@ -208,7 +229,7 @@ fn transmit_singly(
         retries,
         ..
     } = &mut queue.state;
-    let (ring, stats) = (&mut queue.ring, &*queue.stats);
+    let (stats, mut ring) = (&*queue.stats, queue.ring.in_format::<F>());
     let (skip, body) = (*own_header, own_header.saturating_add(*backend_header));
     let mut zerocopy = backend
         .as_mut()
@@ -246,7 +267,7 @@ fn transmit_singly(
             stats.moved(bytes);
         }
         if let Some(zerocopy) = &mut zerocopy {
-            zerocopy.count(went, ring, stats);
+            zerocopy.count(went, ring.any(), stats);
         }
         budget.spend(len, chain.descriptors);
     }
@@ -256,14 +277,14 @@ fn transmit_singly(
 /// As [`ZeroCopy::send`](super::zcopy::ZeroCopy::send), but the socket has a copy, and the chain is
 /// completed. `more` says that another packet follows at once.
 #[inline(always)]
-fn send_copy<'ring, 'mm>(
+fn send_copy<'ring, 'mm, F: RingFormat>(
     mm: CurrentMm<'mm>,
     sock: &Socket,
-    take: Take<'ring, CurrentMm<'mm>>,
+    take: Take<'ring, CurrentMm<'mm>, F>,
     segments: &Segments,
     skip: usize,
     more: bool,
-) -> Result<(), (Error, Take<'ring, CurrentMm<'mm>>)> {
+) -> Result<(), (Error, Take<'ring, CurrentMm<'mm>, F>)> {
     match sock.send(mm, segments, skip, more) {
         Ok(_) => {
             take.complete();

@@ -28,6 +28,7 @@ use crate::{
     },
     vring::{
         Deferred,
+        RingFormat,
         Take,
         Vring, //
     }, //
@@ -112,15 +113,15 @@ impl<W: Wake> ZeroCopy<W> {
     /// the chain is kept.
     ///
     /// Returns the chain with the error if that fails, as [`UserBufs::send`].
-    pub fn send<'ring, 'mm>(
+    pub fn send<'ring, 'mm, F: RingFormat>(
         &mut self,
         mm: CurrentMm<'mm>,
         sock: &Socket,
-        take: Take<'ring, CurrentMm<'mm>>,
+        take: Take<'ring, CurrentMm<'mm>, F>,
         segments: &Segments,
         skip: usize,
         stats: &Stats,
-    ) -> Result<(), (Error, Take<'ring, CurrentMm<'mm>>)> {
+    ) -> Result<(), (Error, Take<'ring, CurrentMm<'mm>, F>)> {
         // None follows: a tap may keep a packet until the next one, and that may never come.
         match self.bufs.send(mm, sock, segments, skip, false) {
             Ok(slot) => {

@@ -141,6 +141,18 @@ impl Area {
         mem.store_u16(self.at(offset, 2)?, value)
     }
 
+    /// Reads the 64-bit word at `offset`, a multiple of eight.
+    #[inline(always)]
+    pub(super) fn load_u64(&self, mem: impl UserMemory, offset: u64) -> Result<u64> {
+        mem.load_u64(self.at(offset, size_of::<u64>())?)
+    }
+
+    /// Writes the 64-bit word at `offset`, a multiple of eight.
+    #[inline(always)]
+    pub(super) fn store_u64(&self, mem: impl UserMemory, offset: u64, value: u64) -> Result {
+        mem.store_u64(self.at(offset, size_of::<u64>())?, value)
+    }
+
     /// Reads `buf.len()` bytes from `offset`.
     #[inline(always)]
     pub(super) fn read(&self, mem: impl UserMemory, offset: u64, buf: &mut [u8]) -> Result {

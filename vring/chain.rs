@@ -64,14 +64,14 @@ pub struct Wanted {
 
 /// What was found of a packet's chains; of the one at hand, how many segments.
 #[derive(Clone, Copy)]
-pub(super) struct Found {
+pub struct Found {
     pub(super) readable: usize,
     pub(super) writable: usize,
     pub(super) descriptors: u32,
 }
 
 /// Where what is found goes to.
-pub(super) struct Parts<'a> {
+pub struct Parts<'a> {
     pub(super) maps: &'a Maps,
     pub(super) out: &'a mut Segments,
     pub(super) dirty: Option<&'a mut DirtyList>,

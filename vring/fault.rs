@@ -55,6 +55,12 @@ pub enum Why {
     NotWritable,
     Denied,
     Pieces,
+    Base,
+    Part,
+    TableInChain,
+    UsedDescriptorWrite,
+    DriverEventRead,
+    DeviceEventWrite,
 }
 
 impl Why {
@@ -93,6 +99,12 @@ impl Why {
             Self::NotWritable => c"a buffer to receive is not writable",
             Self::Denied => c"a map does not allow the access",
             Self::Pieces => c"a chain has too many pieces",
+            Self::Base => c"the ring's base is past its end",
+            Self::Part => c"a chain has a descriptor that is not available",
+            Self::TableInChain => c"an indirect table is part of a chain",
+            Self::UsedDescriptorWrite => c"a used descriptor can't be written",
+            Self::DriverEventRead => c"the driver's event area can't be read",
+            Self::DeviceEventWrite => c"the device's event area can't be written",
         }
     }
 }

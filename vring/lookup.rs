@@ -11,7 +11,7 @@ use crate::memtable::{
 use kernel::prelude::*;
 
 /// Guesses at the maps, and room for one translation beside that of the packet.
-pub(super) struct Lookup {
+pub struct Lookup {
     pub(super) hint: Hint,
     /// The user memory of the indirect table that is being read, or of an area of the ring.
     pub(super) table: Segments,

@@ -32,29 +32,32 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// Where a ring's three parts are: in user memory, or with an IOTLB where that says.
+/// Where a ring's three parts are: in user memory, or with an IOTLB where that says. Of a packed
+/// ring they have the same places in the interface, and other names (virtio 1.3, section 2.8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingAddrs {
-    /// The descriptor table, 16 bytes a descriptor.
+    /// The descriptor table, or the descriptor ring: 16 bytes a descriptor.
     pub desc: UserAddr,
-    /// The available ring, a multiple of two.
+    /// The available ring, or the driver's event suppression; a multiple of two.
     pub avail: UserAddr,
-    /// The used ring, a multiple of four.
+    /// The used ring, or the device's event suppression; a multiple of four.
     pub used: UserAddr,
 }
 
 /// The size of a descriptor in bytes, in any format.
 pub(super) const DESC_SIZE: u64 = 16;
 
-/// The sizes of these in bytes.
+/// The sizes of these in bytes, and what is done with the first; the second is read, the third
+/// written.
 pub(super) struct Sizes {
     pub(super) desc: u64,
+    pub(super) desc_access: Access,
     pub(super) avail: u64,
     pub(super) used: u64,
 }
 
 /// Where a ring is in user memory. Who reads or writes it brings that.
-pub(super) struct RingMemory {
+pub struct RingMemory {
     pub(super) endian: Endian,
     addrs: RingAddrs,
     /// `addrs` are addresses of the driver, which the IOTLB knows.
@@ -149,7 +152,7 @@ impl RingMemory {
         self.forget_areas();
         let (maps, addrs) = (iotlb.maps(), self.addrs);
         let mut area = |addr, len, access| Area::resolve(maps, addr, len, access, lookup);
-        self.desc = area(addrs.desc, sizes.desc, Access::Read)?;
+        self.desc = area(addrs.desc, sizes.desc, sizes.desc_access)?;
         self.avail = area(addrs.avail, sizes.avail, Access::Read)?;
         self.used = area(addrs.used, sizes.used, Access::Write)?;
         self.found_in = Some(iotlb.generation());
@@ -169,23 +172,26 @@ impl RingMemory {
             let addr = Iova::new(addr.get());
             ahead.look(iotlb.maps(), addr, len, access, &mut lookup.hint);
         };
-        area(addrs.desc, sizes.desc, Access::Read);
+        area(addrs.desc, sizes.desc, sizes.desc_access);
         area(addrs.avail, sizes.avail, Access::Read);
         area(addrs.used, sizes.used, Access::Write);
     }
 
-    /// Finds the first `len` bytes of the used ring, to be read and written.
+    /// Finds the first `len` bytes of the used ring, to be written, and if `read` says so read.
     ///
     /// Fails as `Vring::find`. The caller [forgets](Self::forget_areas) them afterwards.
     pub(super) fn find_used(
         &mut self,
         iotlb: &Iotlb,
         len: u64,
+        read: bool,
         lookup: &mut Lookup,
     ) -> Result<(), Fault> {
         let (maps, addr) = (iotlb.maps(), self.addrs.used);
         let mut area = |access| Area::resolve(maps, addr, len, access, lookup);
-        area(Access::Read)?;
+        if read {
+            area(Access::Read)?;
+        }
         self.used = area(Access::Write)?;
         Ok(())
     }
@@ -196,6 +202,25 @@ impl RingMemory {
         self.desc
             .read_u64x2(mem, u64::from(index) * DESC_SIZE)
             .because(Why::DescriptorRead)
+    }
+
+    /// Reads the 64-bit word at `offset` of the descriptors, in little-endian order.
+    #[inline(always)]
+    pub(super) fn load_desc(&self, mem: impl UserMemory, offset: u64) -> Result<u64> {
+        Ok(u64::from_le(self.desc.load_u64(mem, offset)?))
+    }
+
+    /// Reads the 16-bit field at `offset` of the descriptors, in little-endian order.
+    #[inline(always)]
+    pub(super) fn load_desc_u16(&self, mem: impl UserMemory, offset: u64) -> Result<u16> {
+        Ok(u16::from_le(self.desc.load_u16(mem, offset)?))
+    }
+
+    /// Writes the 64-bit word at `offset` of the descriptors, in little-endian order. That is
+    /// [logged](Self::log_desc) by the caller.
+    #[inline(always)]
+    pub(super) fn store_desc(&self, mem: impl UserMemory, offset: u64, value: u64) -> Result {
+        self.desc.store_u64(mem, offset, value.to_le())
     }
 
     /// Reads the field at `offset` of the used ring.
@@ -246,6 +271,17 @@ impl RingMemory {
         if let Some(log) = &self.used_log {
             let marked = log.mark(mem, &self.used, self.behind_iotlb, offset, len);
             // A log that is not mapped is the VMM's loss: what was written stays.
+            self.log_failed |= marked.is_err();
+            self.logged = true;
+        }
+    }
+
+    /// Logs that some of the `len` bytes at `offset` of the descriptors were written. Their guest
+    /// address nobody has told: it is the one that the user address has.
+    #[inline(always)]
+    pub(super) fn log_desc(&mut self, mem: impl UserMemory, offset: u64, len: u64) {
+        if let Some(log) = &self.used_log {
+            let marked = log.mark(mem, &self.desc, true, offset, len);
             self.log_failed |= marked.is_err();
             self.logged = true;
         }

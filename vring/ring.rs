@@ -8,15 +8,20 @@ use super::{
     chain::Wanted,
     endian::Endian,
     fault::Fault,
+    format::Format,
     lookup::Lookup,
     memory::{
         RingAddrs,
-        RingMemory, //
+        RingMemory,
+        Sizes, //
+    },
+    packed::{
+        self,
+        Packed, //
     },
     split::{
-        Deferred,
-        Split,
-        START_SIZE, //
+        self,
+        Split, //
     },
     used_log::UsedLog, //
 };
@@ -30,16 +35,76 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// The format of a ring. There is one; where there are more, [`Vring::set_features`] chooses.
-pub(super) enum Format {
-    Split(Split),
+/// The format that a ring has: the driver's features choose ([`Vring::set_features`]).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Split,
+    Packed,
 }
 
 /// A virtqueue. What reads or writes it takes the user memory that it is in.
 pub struct Vring {
-    pub(super) memory: RingMemory,
-    pub(super) lookup: Lookup,
-    pub(super) format: Format,
+    memory: RingMemory,
+    lookup: Lookup,
+    kind: Kind,
+    /// The state in each format; that of the other one means nothing.
+    split: Split,
+    packed: Packed,
+}
+
+/// A format that a ring may have, for who is made for each of them.
+pub trait RingFormat: Format {
+    /// The state of `ring` in this format.
+    fn of(ring: &Vring) -> &Self;
+
+    /// The same, to be changed, with where the ring is and what translates its addresses.
+    fn parts(ring: &mut Vring) -> (&mut RingMemory, &mut Lookup, &mut Self);
+
+    /// A chain of this format that is deferred.
+    fn deferred(chain: Self::Deferred) -> Deferred;
+}
+
+impl RingFormat for Split {
+    #[inline(always)]
+    fn of(ring: &Vring) -> &Self {
+        &ring.split
+    }
+
+    #[inline(always)]
+    fn parts(ring: &mut Vring) -> (&mut RingMemory, &mut Lookup, &mut Self) {
+        (&mut ring.memory, &mut ring.lookup, &mut ring.split)
+    }
+
+    fn deferred(chain: Self::Deferred) -> Deferred {
+        Deferred::Split(chain)
+    }
+}
+
+impl RingFormat for Packed {
+    #[inline(always)]
+    fn of(ring: &Vring) -> &Self {
+        &ring.packed
+    }
+
+    #[inline(always)]
+    fn parts(ring: &mut Vring) -> (&mut RingMemory, &mut Lookup, &mut Self) {
+        (&mut ring.memory, &mut ring.lookup, &mut ring.packed)
+    }
+
+    fn deferred(chain: Self::Deferred) -> Deferred {
+        Deferred::Packed(chain)
+    }
+}
+
+/// A chain that is neither in its ring nor completed: its buffers are still in use.
+///
+/// It goes back to [`Vring::complete_deferred`] of its ring; dropped, it stays deferred.
+#[derive(Debug)]
+#[must_use = "dropped, it is never completed"]
+#[allow(missing_docs)]
+pub enum Deferred {
+    Split(<Split as Format>::Deferred),
+    Packed(<Packed as Format>::Deferred),
 }
 
 impl Vring {
@@ -50,16 +115,24 @@ impl Vring {
         Ok(Self {
             memory: RingMemory::new(),
             lookup: Lookup::new()?,
-            format: Format::Split(Split::new()?),
+            kind: Kind::Split,
+            split: Split::new()?,
+            packed: Packed::new()?,
         })
     }
 
     /// Puts the ring into the state that [`Self::new`] made.
     pub fn reset(&mut self) {
         self.memory.reset();
-        match &mut self.format {
-            Format::Split(split) => split.reset(),
-        }
+        self.kind = Kind::Split;
+        self.split.reset();
+        self.packed.reset();
+    }
+
+    /// Whether the ring has the packed format.
+    #[inline(always)]
+    pub fn is_packed(&self) -> bool {
+        self.kind == Kind::Packed
     }
 
     /// The byte order of the ring, and of the packet headers in its buffers.
@@ -70,18 +143,21 @@ impl Vring {
     /// The number of descriptors.
     #[inline(always)]
     pub fn num(&self) -> u16 {
-        match &self.format {
-            Format::Split(split) => split.num(),
+        match self.kind {
+            Kind::Split => self.split.num(),
+            Kind::Packed => self.packed.num(),
         }
     }
 
     /// Sets the number of descriptors. What was deferred, or completed but not published, is
     /// forgotten.
     ///
-    /// Fails with [`EINVAL`] unless `num` is a power of two from 1 to [`MAX_NUM`](super::MAX_NUM).
+    /// Fails with [`EINVAL`] unless `num` is from 1 to [`MAX_NUM`](super::MAX_NUM), and a power of
+    /// two if the ring is not packed.
     pub fn set_num(&mut self, num: u32) -> Result {
-        match &mut self.format {
-            Format::Split(split) => split.set_num(num)?,
+        match self.kind {
+            Kind::Split => self.split.set_num(num)?,
+            Kind::Packed => self.packed.set_num(num)?,
         }
         self.memory.forget_areas();
         Ok(())
@@ -112,10 +188,16 @@ impl Vring {
         if self.memory.is_found(iotlb) {
             return Ok(());
         }
-        let sizes = match &self.format {
-            Format::Split(split) => split.sizes(),
-        };
+        let sizes = self.sizes();
         self.memory.find(iotlb, &sizes, &mut self.lookup)
+    }
+
+    /// The sizes of the ring's parts.
+    fn sizes(&self) -> Sizes {
+        match self.kind {
+            Kind::Split => self.split.sizes(),
+            Kind::Packed => self.packed.sizes(),
+        }
     }
 
     /// Adds to `ahead` what `iotlb` does not know of what the device will come upon: the ring
@@ -129,47 +211,113 @@ impl Vring {
         wanted: Wanted,
         ahead: &mut Ahead,
     ) {
-        let Self {
-            memory,
-            lookup,
-            format: Format::Split(split),
-        } = self;
-        if memory.is_found(iotlb) {
-            split.look_ahead(memory, mem, lookup, iotlb.maps(), wanted, ahead);
-        } else {
-            memory.look_ahead(iotlb, &split.sizes(), lookup, ahead);
+        let sizes = self.sizes();
+        let (memory, lookup, maps) = (&self.memory, &mut self.lookup, iotlb.maps());
+        if !memory.is_found(iotlb) {
+            return memory.look_ahead(iotlb, &sizes, lookup, ahead);
+        }
+        match self.kind {
+            Kind::Split => (self.split).look_ahead(memory, mem, lookup, maps, wanted, ahead),
+            Kind::Packed => (self.packed).look_ahead(memory, mem, lookup, maps, wanted, ahead),
         }
     }
 
-    /// The index of the chain that the device will take next.
+    /// The index of the chain that the device will take next; of a packed ring, the index of its
+    /// first descriptor, and in bit 15 the wrap counter there.
     pub fn base(&self) -> u16 {
-        match &self.format {
-            Format::Split(split) => split.base(),
+        match self.kind {
+            Kind::Split => self.split.base(),
+            Kind::Packed => self.packed.base(),
         }
     }
 
-    /// The index of the used entry that the device will write next.
+    /// The index of the used entry that the device will write next; of a packed ring, that of a
+    /// descriptor, as [`Self::base`].
     pub fn used_idx(&self) -> u16 {
-        match &self.format {
-            Format::Split(split) => split.used_idx(),
+        match self.kind {
+            Kind::Split => self.split.used_idx(),
+            Kind::Packed => self.packed.used_idx(),
         }
     }
 
-    /// Makes `base` the index of the chain that the device will take next. What was deferred, or
-    /// completed but not published, is forgotten.
-    pub fn set_base(&mut self, base: u16) {
-        match &mut self.format {
-            Format::Split(split) => split.set_base(base),
+    /// What `VHOST_GET_VRING_BASE` says: the base, and of a packed ring above that where the next
+    /// used descriptor is written. If nothing is out there, that is the same place.
+    pub fn vring_base(&self) -> u32 {
+        match self.kind {
+            Kind::Split => u32::from(self.split.base()),
+            Kind::Packed => u32::from(self.packed.base()) | u32::from(self.packed.used_idx()) << 16,
         }
     }
 
-    /// Sets the features that the driver accepted. If the order of use changes, what was deferred,
-    /// or completed but not published, is forgotten.
+    /// Goes on where [`Self::vring_base`] said, of this ring or of another host's. What was
+    /// deferred, or completed but not published, is forgotten.
+    ///
+    /// Of a packed ring, the upper half does not count: a device of ours stops with nothing out
+    /// there, and DPDK's virtio-user leaves it zero, which would mean that all is.
+    ///
+    /// Fails with [`EINVAL`] if the ring is not packed, and `base` is no 16-bit index.
+    pub fn set_vring_base(&mut self, base: u32) -> Result {
+        match self.kind {
+            Kind::Split => self
+                .split
+                .set_base(u16::try_from(base).map_err(|_| EINVAL)?),
+            Kind::Packed => self.packed.set_base(base as u16),
+        }
+        Ok(())
+    }
+
+    /// Makes room for what a ring of these features needs. Nothing changes before they are
+    /// [set](Self::set_features).
+    ///
+    /// Fails with [`ENOMEM`].
+    pub fn make_room(&mut self, features: Features) -> Result {
+        match Self::kind_of(features) {
+            Kind::Split => Ok(()),
+            Kind::Packed => self.packed.make_room(),
+        }
+    }
+
+    fn kind_of(features: Features) -> Kind {
+        if features.has(Features::RING_PACKED) {
+            Kind::Packed
+        } else {
+            Kind::Split
+        }
+    }
+
+    /// Sets the features that the driver accepted, for which there is [room](Self::make_room). If
+    /// the order of use changes, what was deferred, or completed but not published, is forgotten.
+    /// If the format does, all is forgotten but the ring's addresses, and its size if it may have
+    /// that in the other one, too.
     pub fn set_features(&mut self, features: Features) {
-        match &mut self.format {
-            Format::Split(split) => split.set_features(features),
+        let kind = Self::kind_of(features);
+        if kind != self.kind {
+            self.change_format(kind);
+        }
+        match self.kind {
+            Kind::Split => self.split.set_features(features),
+            Kind::Packed => self.packed.set_features(features),
         }
         self.memory.forget_areas();
+    }
+
+    #[cold]
+    fn change_format(&mut self, kind: Kind) {
+        let num = self.num();
+        self.kind = kind;
+        self.split.reset();
+        match kind {
+            Kind::Split => {
+                self.packed.reset();
+                // Where it may not have that size, it has the one that it had at first.
+                let _ = self.split.set_num(u32::from(num));
+            }
+            Kind::Packed => {
+                self.packed.begin(num);
+                // There is no other.
+                self.memory.endian = Endian::Little;
+            }
+        }
     }
 
     /// Sets where writes to the used ring are logged.
@@ -190,49 +338,53 @@ impl Vring {
 
     /// The size in bytes of the used ring.
     pub fn used_size(&self) -> u64 {
-        match &self.format {
-            Format::Split(split) => split.sizes().used,
-        }
+        self.sizes().used
     }
 
     /// Whether a ring at `addrs` would be within user space.
     pub fn access_ok(&self, mem: impl UserMemory, addrs: RingAddrs) -> bool {
-        let sizes = match &self.format {
-            Format::Split(split) => split.sizes(),
-        };
+        let sizes = self.sizes();
         RingMemory::access_ok(mem, addrs, &sizes)
     }
 
     /// Readies the ring for its device: tells the driver whether kicks are wanted, and goes on
-    /// behind the last entry that the used ring holds. `iotlb` is what knows where that is, if it
-    /// is not in user memory.
+    /// behind the last entry that the used ring holds; a packed ring where its base says. `iotlb`
+    /// is what knows where that is, if it is not in user memory. A packed ring is little-endian.
     ///
-    /// Fails with [`EFAULT`] if the used ring can't be written or read, and as [`Self::find`] if
-    /// the IOTLB does not know where it is; then the ring is where it was.
+    /// Fails with [`EFAULT`] if the used ring can't be written or read, as [`Self::find`] if
+    /// the IOTLB does not know where it is, and with [`EINVAL`] if the base of a packed ring is
+    /// outside it; then the ring is where it was.
     pub fn start(
         &mut self,
         mem: impl UserMemory,
         endian: Endian,
         iotlb: Option<&Iotlb>,
     ) -> Result<(), Fault> {
-        let Self {
-            memory,
-            lookup,
-            format: Format::Split(split),
-        } = self;
+        let Self { memory, lookup, .. } = self;
         if let Some(iotlb) = iotlb {
             // No more of the ring has to be there yet.
-            memory.find_used(iotlb, START_SIZE, lookup)?;
+            let (size, read) = match self.kind {
+                Kind::Split => (split::START_SIZE, true),
+                Kind::Packed => (packed::START_SIZE, false),
+            };
+            memory.find_used(iotlb, size, read, lookup)?;
         }
+        let endian = match self.kind {
+            Kind::Split => endian,
+            Kind::Packed => Endian::Little,
+        };
         let before = core::mem::replace(&mut memory.endian, endian);
-        let started = split.start(memory, mem);
+        let started = match self.kind {
+            Kind::Split => self.split.start(memory, mem),
+            Kind::Packed => self.packed.start(memory, mem),
+        };
         if iotlb.is_some() {
             memory.forget_areas();
         }
         started.inspect_err(|_| memory.endian = before)?;
-        if endian != before {
+        if endian != before && self.kind == Kind::Split {
             // It is in the other byte order.
-            split.forget_taken();
+            self.split.forget_taken();
         }
         Ok(())
     }
@@ -240,16 +392,20 @@ impl Vring {
     /// Completes a chain of this ring that was deferred. If the ring has forgotten those since,
     /// this does nothing.
     pub fn complete_deferred(&mut self, chain: Deferred) {
-        match &mut self.format {
-            Format::Split(split) => split.complete_deferred(chain),
+        match (self.kind, chain) {
+            (Kind::Split, Deferred::Split(chain)) => self.split.complete_deferred(chain),
+            (Kind::Packed, Deferred::Packed(chain)) => self.packed.complete_deferred(chain),
+            // It had another format then.
+            _ => {}
         }
     }
 
     /// The number of chains that are completed but not published.
     #[inline(always)]
     pub fn unpublished(&self) -> usize {
-        match &self.format {
-            Format::Split(split) => split.unpublished(),
+        match self.kind {
+            Kind::Split => self.split.unpublished(),
+            Kind::Packed => self.packed.unpublished(),
         }
     }
 
@@ -258,8 +414,9 @@ impl Vring {
     /// A ring that can't be read is not empty: the next [`Take::next_chain`](super::Take::next_chain) says what is wrong.
     #[inline]
     pub fn is_empty(&mut self, mem: impl UserMemory) -> bool {
-        match &mut self.format {
-            Format::Split(split) => split.is_empty(&self.memory, mem),
+        match self.kind {
+            Kind::Split => self.split.is_empty(&self.memory, mem),
+            Kind::Packed => self.packed.is_empty(&self.memory, mem),
         }
     }
 
@@ -268,8 +425,9 @@ impl Vring {
     /// Fails with [`EFAULT`] if the used ring can't be written. The chains stay completed, and the
     /// next call tries them again.
     pub fn publish(&mut self, mem: impl UserMemory) -> Result<(), Fault> {
-        match &mut self.format {
-            Format::Split(split) => split.publish(&mut self.memory, mem),
+        match self.kind {
+            Kind::Split => self.split.publish(&mut self.memory, mem),
+            Kind::Packed => self.packed.publish(&mut self.memory, mem),
         }
     }
 
@@ -277,8 +435,9 @@ impl Vring {
     ///
     /// Fails with [`EFAULT`] if the available ring can't be read; then call the driver.
     pub fn wants_call(&mut self, mem: impl UserMemory) -> Result<bool, Fault> {
-        match &mut self.format {
-            Format::Split(split) => split.wants_call(&self.memory, mem),
+        match self.kind {
+            Kind::Split => self.split.wants_call(&self.memory, mem),
+            Kind::Packed => self.packed.wants_call(&self.memory, mem),
         }
     }
 
@@ -287,8 +446,9 @@ impl Vring {
     /// Fails with [`EFAULT`] if the used ring can't be written. The driver may kick all the same.
     #[inline]
     pub fn disable_kicks(&mut self, mem: impl UserMemory) -> Result<(), Fault> {
-        match &mut self.format {
-            Format::Split(split) => split.disable_kicks(&mut self.memory, mem),
+        match self.kind {
+            Kind::Split => self.split.disable_kicks(&mut self.memory, mem),
+            Kind::Packed => self.packed.disable_kicks(&mut self.memory, mem),
         }
     }
 
@@ -298,15 +458,14 @@ impl Vring {
     /// if the used ring can't be written or the available ring can't be read, and with [`EINVAL`]
     /// if the available index is impossible.
     pub fn enable_kicks(&mut self, mem: impl UserMemory) -> Result<bool, Fault> {
-        match &mut self.format {
-            Format::Split(split) => split.enable_kicks(&mut self.memory, mem),
+        match self.kind {
+            Kind::Split => self.split.enable_kicks(&mut self.memory, mem),
+            Kind::Packed => self.packed.enable_kicks(&mut self.memory, mem),
         }
     }
 
     /// Forgets what was read of the available ring ahead of its use.
     pub fn forget_heads(&mut self) {
-        match &mut self.format {
-            Format::Split(split) => split.forget_heads(),
-        }
+        self.split.forget_heads();
     }
 }

@@ -33,6 +33,7 @@ use super::{
         Fault,
         Why, //
     },
+    format::Format,
     lookup::Lookup,
     memory::{
         RingMemory,
@@ -64,7 +65,7 @@ use taken::Taken;
 pub(super) const START_SIZE: u64 = IDX + size_of::<u16>() as u64;
 
 /// Where a packet began: what putting it back goes back to.
-pub(super) struct Mark {
+pub struct Mark {
     /// The number of entries in `taken`.
     taken: usize,
     /// As `next_desc` was.
@@ -72,7 +73,7 @@ pub(super) struct Mark {
 }
 
 /// The state of a ring in the split format.
-pub(super) struct Split {
+pub struct Split {
     /// The number of descriptors, a power of two from 1 to [`MAX_NUM`].
     num: u16,
     in_order: bool,
@@ -113,11 +114,6 @@ impl Split {
         self.set_features(Features::default());
         self.used_idx = 0;
         self.set_base(0);
-    }
-
-    #[inline(always)]
-    pub(super) fn num(&self) -> u16 {
-        self.num
     }
 
     pub(super) fn set_num(&mut self, num: u32) -> Result {
@@ -183,49 +179,6 @@ impl Split {
     /// Forgets what was read of the available ring ahead of its use.
     pub(super) fn forget_heads(&mut self) {
         self.heads.count = 0;
-    }
-
-    /// Where the packet begins whose chains are taken next.
-    #[inline(always)]
-    pub(super) fn mark(&self) -> Mark {
-        Mark {
-            taken: self.taken.len(),
-            next_desc: self.next_desc,
-        }
-    }
-
-    /// Takes the next chain of a packet that has `chains` already: its head, and what `parts` has
-    /// of the packet then. As `Take::next_chain`.
-    #[inline(always)]
-    pub(super) fn next_chain<M: UserMemory>(
-        &mut self,
-        memory: &RingMemory,
-        mem: M,
-        lookup: &mut Lookup,
-        chains: u16,
-        mut parts: Parts<'_>,
-    ) -> Result<Option<(u16, Found)>, Fault> {
-        if self.avail_idx == self.next_avail && !self.read_avail_idx(memory, mem)? {
-            return Ok(None);
-        }
-        self.taken.check_room(chains, self.num)?;
-        let head = self.head(memory, mem).because(Why::EntryRead)?;
-        if head >= self.num {
-            return Err(Fault::new(EINVAL, Why::Head));
-        }
-        let desc = Self::read_desc(memory, mem, head)?;
-        let (found, descs) = if desc.is_whole() {
-            parts.add(desc.addr, desc.len, desc.access(), &mut lookup.hint)?;
-            (parts.found, 1)
-        } else {
-            self.follow(memory, mem, lookup, desc, parts)?
-        };
-        self.taken.push(memory.endian.u32(u32::from(head)))?;
-        self.next_avail = self.next_avail.wrapping_add(1);
-        if self.in_order {
-            self.next_desc = Some(head.wrapping_add(descs));
-        }
-        Ok(Some((head, found)))
     }
 
     /// The first descriptor of the chain at `next_avail`, which the driver has made available.
@@ -308,56 +261,8 @@ impl Split {
         }
     }
 
-    /// Says how many bytes were written to the chain that was taken last, in the ring's byte
-    /// order.
-    #[inline(always)]
-    pub(super) fn set_written(&mut self, len: u32) {
-        self.taken.set_written(len);
-    }
-
-    /// Completes the packet that began at `mark`, of so many chains that nothing was written to.
-    pub(super) fn complete_empty(&mut self, mark: &Mark, chains: u16) {
-        self.taken.clear_written(mark.taken, self.in_order);
-        self.taken.complete(chains);
-    }
-
-    /// Completes the packet that began at `mark`, of so many chains.
-    #[inline(always)]
-    pub(super) fn complete(&mut self, mark: &Mark, chains: u16) {
-        if self.in_order {
-            self.taken.merge(mark.taken, chains);
-        }
-        self.taken.complete(chains);
-    }
-
-    /// Puts the packet that began at `mark`, of so many chains, back into the ring.
-    #[inline(never)]
-    pub(super) fn put_back(&mut self, mark: &Mark, chains: u16) {
-        self.taken.truncate(mark.taken);
-        self.next_desc = mark.next_desc;
-        self.next_avail = self.next_avail.wrapping_sub(chains);
-    }
-
-    /// Takes out the chain that was taken last, unless the ring is used in order.
-    pub(super) fn defer(&mut self) -> Option<Deferred> {
-        if self.in_order {
-            return None;
-        }
-        self.taken.defer(self.num)
-    }
-
     pub(super) fn complete_deferred(&mut self, chain: Deferred) {
         self.taken.complete_deferred(chain, self.num);
-    }
-
-    #[inline(always)]
-    pub(super) fn unpublished(&self) -> usize {
-        self.taken.unpublished()
-    }
-
-    #[inline]
-    pub(super) fn is_empty<M: UserMemory>(&mut self, memory: &RingMemory, mem: M) -> bool {
-        self.avail_idx == self.next_avail && matches!(self.read_avail_idx(memory, mem), Ok(false))
     }
 
     pub(super) fn publish<M: UserMemory>(
@@ -479,5 +384,97 @@ impl Split {
     fn slot(&self, index: u16) -> u16 {
         // `num` is a power of two, at least 1.
         index & self.num.wrapping_sub(1)
+    }
+}
+
+impl Format for Split {
+    type Mark = Mark;
+    type Deferred = Deferred;
+
+    #[inline(always)]
+    fn num(&self) -> u16 {
+        self.num
+    }
+
+    #[inline(always)]
+    fn mark(&self) -> Mark {
+        Mark {
+            taken: self.taken.len(),
+            next_desc: self.next_desc,
+        }
+    }
+
+    #[inline(always)]
+    fn next_chain<M: UserMemory>(
+        &mut self,
+        memory: &RingMemory,
+        mem: M,
+        lookup: &mut Lookup,
+        chains: u16,
+        mut parts: Parts<'_>,
+    ) -> Result<Option<(u16, Found)>, Fault> {
+        if self.avail_idx == self.next_avail && !self.read_avail_idx(memory, mem)? {
+            return Ok(None);
+        }
+        self.taken.check_room(chains, self.num)?;
+        let head = self.head(memory, mem).because(Why::EntryRead)?;
+        if head >= self.num {
+            return Err(Fault::new(EINVAL, Why::Head));
+        }
+        let desc = Self::read_desc(memory, mem, head)?;
+        let (found, descs) = if desc.is_whole() {
+            parts.add(desc.addr, desc.len, desc.access(), &mut lookup.hint)?;
+            (parts.found, 1)
+        } else {
+            self.follow(memory, mem, lookup, desc, parts)?
+        };
+        self.taken.push(memory.endian.u32(u32::from(head)))?;
+        self.next_avail = self.next_avail.wrapping_add(1);
+        if self.in_order {
+            self.next_desc = Some(head.wrapping_add(descs));
+        }
+        Ok(Some((head, found)))
+    }
+
+    #[inline(always)]
+    fn set_written(&mut self, memory: &RingMemory, len: u32) {
+        self.taken.set_written(memory.endian.u32(len));
+    }
+
+    fn complete_empty(&mut self, mark: &Mark, chains: u16) {
+        self.taken.clear_written(mark.taken, self.in_order);
+        self.taken.complete(chains);
+    }
+
+    #[inline(always)]
+    fn complete(&mut self, mark: &Mark, chains: u16) {
+        if self.in_order {
+            self.taken.merge(mark.taken, chains);
+        }
+        self.taken.complete(chains);
+    }
+
+    #[inline(never)]
+    fn put_back(&mut self, mark: &Mark, chains: u16) {
+        self.taken.truncate(mark.taken);
+        self.next_desc = mark.next_desc;
+        self.next_avail = self.next_avail.wrapping_sub(chains);
+    }
+
+    fn defer(&mut self) -> Option<Deferred> {
+        if self.in_order {
+            return None;
+        }
+        self.taken.defer(self.num)
+    }
+
+    #[inline(always)]
+    fn unpublished(&self) -> usize {
+        self.taken.unpublished()
+    }
+
+    #[inline]
+    fn is_empty<M: UserMemory>(&mut self, memory: &RingMemory, mem: M) -> bool {
+        self.avail_idx == self.next_avail && matches!(self.read_avail_idx(memory, mem), Ok(false))
     }
 }

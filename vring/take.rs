@@ -10,14 +10,12 @@ use super::{
         Found,
         Parts, //
     },
+    endian::Endian,
     fault::Fault,
     ring::{
-        Format,
-        Vring, //
-    },
-    split::{
         Deferred,
-        Mark, //
+        RingFormat,
+        Vring, //
     }, //
 };
 use crate::{
@@ -28,16 +26,25 @@ use crate::{
     },
     usermem::UserMemory, //
 };
+use core::marker::PhantomData;
 use kernel::prelude::*;
 
 impl Vring {
-    /// Starts to take the chains of a packet.
+    /// The ring as one of the format `F`, which [it has](Self::is_packed): the way of many packets
+    /// asks once.
     #[inline(always)]
-    pub fn take<M: UserMemory>(&mut self, mem: M) -> Take<'_, M> {
+    pub fn in_format<F: RingFormat>(&mut self) -> Ring<'_, F> {
+        Ring {
+            ring: self,
+            format: PhantomData,
+        }
+    }
+
+    /// Starts to take the chains of a packet, of a ring that has the format `F`.
+    #[inline(always)]
+    pub fn take<M: UserMemory, F: RingFormat>(&mut self, mem: M) -> Take<'_, M, F> {
         Take {
-            mark: match &self.format {
-                Format::Split(split) => split.mark(),
-            },
+            mark: F::of(self).mark(),
             chains: 0,
             descriptors: 0,
             ring: self,
@@ -46,21 +53,53 @@ impl Vring {
     }
 }
 
+/// A [`Vring`] of the format `F`.
+pub struct Ring<'ring, F: RingFormat> {
+    ring: &'ring mut Vring,
+    format: PhantomData<F>,
+}
+
+impl<F: RingFormat> Ring<'_, F> {
+    /// The ring, for who does not ask for its format.
+    #[inline(always)]
+    pub fn any(&mut self) -> &mut Vring {
+        self.ring
+    }
+
+    /// As [`Vring::endian`].
+    #[inline(always)]
+    pub fn endian(&self) -> Endian {
+        self.ring.endian()
+    }
+
+    /// As [`Vring::unpublished`].
+    #[inline(always)]
+    pub fn unpublished(&self) -> usize {
+        F::of(self.ring).unpublished()
+    }
+
+    /// As [`Vring::take`].
+    #[inline(always)]
+    pub fn take<M: UserMemory>(&mut self, mem: M) -> Take<'_, M, F> {
+        self.ring.take(mem)
+    }
+}
+
 /// The chains of a packet, taken from the ring and not yet completed.
 ///
 /// Dropping it puts them all back: the next [`Vring::take`] finds them again.
 #[must_use = "dropped, it puts its chains back"]
-pub struct Take<'ring, M: UserMemory> {
+pub struct Take<'ring, M: UserMemory, F: RingFormat> {
     ring: &'ring mut Vring,
     mem: M,
     /// Where the ring was before.
-    mark: Mark,
+    mark: F::Mark,
     chains: u16,
     /// All descriptors that were read for these chains.
     descriptors: u32,
 }
 
-impl<M: UserMemory> Take<'_, M> {
+impl<M: UserMemory, F: RingFormat> Take<'_, M, F> {
     /// Takes one more chain. Its buffers are added to `out`, and if `dirty` is given the guest
     /// addresses of the writable ones to that.
     ///
@@ -75,11 +114,7 @@ impl<M: UserMemory> Take<'_, M> {
         out: &mut Segments,
         dirty: Option<&mut DirtyList>,
     ) -> Result<Option<Chain>, Fault> {
-        let Vring {
-            memory,
-            lookup,
-            format,
-        } = &mut *self.ring;
+        let (memory, lookup, format) = F::parts(self.ring);
         let parts = Parts {
             maps,
             out,
@@ -90,11 +125,7 @@ impl<M: UserMemory> Take<'_, M> {
                 descriptors: self.descriptors,
             },
         };
-        let next = match format {
-            Format::Split(split) => {
-                split.next_chain(memory, self.mem, lookup, self.chains, parts)?
-            }
-        };
+        let next = format.next_chain(memory, self.mem, lookup, self.chains, parts)?;
         let Some((head, found)) = next else {
             return Ok(None);
         };
@@ -111,12 +142,13 @@ impl<M: UserMemory> Take<'_, M> {
 
     /// Whether there is no more in the ring, as [`Vring::is_empty`].
     pub fn is_last(&mut self) -> bool {
-        self.ring.is_empty(self.mem)
+        let (memory, _, format) = F::parts(self.ring);
+        format.is_empty(memory, self.mem)
     }
 
     /// The number of descriptors of the ring.
     pub fn num(&self) -> u16 {
-        self.ring.num()
+        F::of(self.ring).num()
     }
 
     /// The number of descriptors that were read for the chains taken.
@@ -132,11 +164,9 @@ impl<M: UserMemory> Take<'_, M> {
     /// Says how many bytes the device wrote to the chain that was taken last; none until said.
     #[inline(always)]
     pub fn set_written(&mut self, len: u32) {
-        let len = self.ring.memory.endian.u32(len);
         if self.chains > 0 {
-            match &mut self.ring.format {
-                Format::Split(split) => split.set_written(len),
-            }
+            let (memory, _, format) = F::parts(self.ring);
+            format.set_written(memory, len);
         }
     }
 
@@ -144,9 +174,8 @@ impl<M: UserMemory> Take<'_, M> {
     /// said before.
     #[cold]
     pub fn complete_empty(self) {
-        match &mut self.ring.format {
-            Format::Split(split) => split.complete_empty(&self.mark, self.chains),
-        }
+        let (_, _, format) = F::parts(self.ring);
+        format.complete_empty(&self.mark, self.chains);
         // As in `complete`.
         core::mem::forget(self);
     }
@@ -154,9 +183,8 @@ impl<M: UserMemory> Take<'_, M> {
     /// Completes the chains: the next [`Vring::publish`] gives them to the driver.
     #[inline(always)]
     pub fn complete(self) {
-        match &mut self.ring.format {
-            Format::Split(split) => split.complete(&self.mark, self.chains),
-        }
+        let (_, _, format) = F::parts(self.ring);
+        format.complete(&self.mark, self.chains);
         // They are not to be put back.
         core::mem::forget(self);
     }
@@ -169,19 +197,17 @@ impl<M: UserMemory> Take<'_, M> {
         if self.chains != 1 {
             return None;
         }
-        let deferred = match &mut self.ring.format {
-            Format::Split(split) => split.defer()?,
-        };
+        let (_, _, format) = F::parts(self.ring);
+        let deferred = format.defer()?;
         self.chains = 0;
-        Some(deferred)
+        Some(F::deferred(deferred))
     }
 }
 
-impl<M: UserMemory> Drop for Take<'_, M> {
+impl<M: UserMemory, F: RingFormat> Drop for Take<'_, M, F> {
     #[inline(always)]
     fn drop(&mut self) {
-        match &mut self.ring.format {
-            Format::Split(split) => split.put_back(&self.mark, self.chains),
-        }
+        let (_, _, format) = F::parts(self.ring);
+        format.put_back(&self.mark, self.chains);
     }
 }

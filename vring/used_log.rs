@@ -18,19 +18,20 @@ use kernel::{
     sync::Arc, //
 };
 
-/// Where the writes to a used ring are logged.
+/// Where the writes to a ring are logged.
 pub struct UsedLog {
     /// The log.
     pub log: DirtyLog,
     /// The guest address of the used ring. Not used with an IOTLB.
     pub addr: GuestAddr,
-    /// Guest memory: with an IOTLB, what knows the guest addresses of the used ring.
+    /// Guest memory: with an IOTLB, what knows the guest addresses of the used ring, and always of
+    /// a packed ring's descriptors.
     pub mem: Option<Arc<MemTable>>,
 }
 
 impl UsedLog {
-    /// Marks `len` bytes at `offset` of `area`, the used ring. `by_user` says that the guest
-    /// addresses are to be found by the user addresses.
+    /// Marks `len` bytes at `offset` of `area`: the used ring, or what `by_user` says that its
+    /// guest addresses are to be found by the user addresses.
     ///
     /// Fails with [`EFAULT`] where the log is not mapped, and where it is no guest memory.
     #[cold]

@@ -2,8 +2,7 @@
 
 //! Indirect tables (virtio 1.3, section 2.7.5.3): descriptors outside the ring.
 //!
-//! A table is in guest memory and may fall into several pieces of user memory. Each descriptor of
-//! it is read once.
+//! Each descriptor of a table is read once.
 
 #![forbid(unsafe_code)]
 
@@ -15,13 +14,9 @@ use crate::{
     memtable::{
         Access,
         Ahead,
-        Maps,
-        Segments, //
+        Maps, //
     },
-    usermem::{
-        Segment,
-        UserMemory, //
-    },
+    usermem::UserMemory,
     vring::{
         chain::{
             Parts,
@@ -33,7 +28,8 @@ use crate::{
             Fault,
             Why, //
         },
-        lookup::Lookup, //
+        lookup::Lookup,
+        table::TableReader, //
     }, //
 };
 use kernel::prelude::*;
@@ -68,8 +64,8 @@ pub(super) fn follow(
 
     let mut reader = TableReader::new(table);
     for _ in 0..count {
-        let raw = reader.next(mem).because(Why::TableRead)?;
-        let desc = Desc::new(raw, endian);
+        let words = reader.next(mem).because(Why::TableRead)?;
+        let desc = Desc::new(RawDesc::from_words(words), endian);
         if desc.has(Desc::F_INDIRECT) {
             return Err(Fault::new(EINVAL, Why::Nested));
         }
@@ -110,7 +106,7 @@ pub(super) fn look_ahead(
     let mut bytes = 0;
     for _ in 0..count {
         ahead.step()?;
-        let desc = Desc::new(reader.next(mem).ok()?, endian);
+        let desc = Desc::new(RawDesc::from_words(reader.next(mem).ok()?), endian);
         if desc.has(Desc::F_INDIRECT) {
             return None;
         }
@@ -122,57 +118,4 @@ pub(super) fn look_ahead(
         }
     }
     None
-}
-
-/// Reads an indirect table, which may fall into several pieces of user memory.
-struct TableReader<'a> {
-    segments: &'a [Segment],
-    /// The rest of the segment before these.
-    rest: Segment,
-}
-
-impl<'a> TableReader<'a> {
-    fn new(table: &'a Segments) -> Self {
-        Self {
-            segments: table.as_slice(),
-            rest: Segment::default(),
-        }
-    }
-
-    #[inline(always)]
-    fn next(&mut self, mem: impl UserMemory) -> Result<RawDesc> {
-        if self.rest.len() == 0 {
-            self.refill()?;
-        }
-        if self.rest.len() >= DESC_SIZE {
-            let raw = RawDesc::from_words(mem.read_u64x2(self.rest.addr())?);
-            self.rest = self.rest.skip(DESC_SIZE);
-            return Ok(raw);
-        }
-        let mut raw = RawDesc::default();
-        self.next_in_pieces(mem, raw.as_mut_bytes())?;
-        Ok(raw)
-    }
-
-    #[cold]
-    fn next_in_pieces(&mut self, mem: impl UserMemory, mut bytes: &mut [u8]) -> Result {
-        while !bytes.is_empty() {
-            if self.rest.len() == 0 {
-                self.refill()?;
-            }
-            let count = self.rest.len().min(bytes.len());
-            let (now, later) = bytes.split_at_mut_checked(count).ok_or(EFAULT)?;
-            mem.read(self.rest.addr(), now)?;
-            self.rest = self.rest.skip(count);
-            bytes = later;
-        }
-        Ok(())
-    }
-
-    fn refill(&mut self) -> Result {
-        let (first, others) = self.segments.split_first().ok_or(EFAULT)?;
-        self.rest = *first;
-        self.segments = others;
-        Ok(())
-    }
 }

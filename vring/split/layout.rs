@@ -5,9 +5,12 @@
 
 #![forbid(unsafe_code)]
 
-use crate::vring::memory::{
-    Sizes,
-    DESC_SIZE, //
+use crate::{
+    memtable::Access,
+    vring::memory::{
+        Sizes,
+        DESC_SIZE, //
+    }, //
 };
 use kernel::prelude::*;
 use zerocopy_derive::Immutable;
@@ -54,6 +57,7 @@ pub(super) fn sizes(num: u16, event_idx: bool) -> Sizes {
     let event = if event_idx { 2 } else { 0 };
     Sizes {
         desc: u64::from(num) * DESC_SIZE,
+        desc_access: Access::Read,
         avail: used_event(num) + event,
         used: avail_event(num) + event,
     }

@@ -131,6 +131,14 @@ pub const CASES: &[Case] = &[
     Case { name: "rx-60-watched", watched: true, ..RX },
     Case { name: "tx-in-order", features: USUAL | IN_ORDER, goal: 1.00, ..TX },
     Case { name: "rx-in-order", features: USUAL | IN_ORDER, goal: 1.00, ..RX },
+    Case { name: "tx-60-packed", features: USUAL | RING_PACKED, goal: 0.72, ..TX },
+    Case { name: "rx-60-packed", features: USUAL | RING_PACKED, goal: 0.72, ..RX },
+    Case { name: "tx-packed-in-order", features: USUAL | RING_PACKED | IN_ORDER, goal: 0.70, ..TX },
+    Case { name: "rx-packed-in-order", features: USUAL | RING_PACKED | IN_ORDER, goal: 0.70, ..RX },
+    Case { name: "tx-packed-indirect", layout: Layout::Indirect, features: USUAL | RING_PACKED | INDIRECT, goal: 0.80, ..TX },
+    Case { name: "rx-packed-indirect", layout: Layout::Indirect, features: USUAL | RING_PACKED | INDIRECT, goal: 0.80, ..RX },
+    Case { name: "tx-packed-4-segments", layout: Layout::Four, features: USUAL | RING_PACKED, goal: 0.80, ..TX },
+    Case { name: "rx-packed-4-segments", layout: Layout::Four, features: USUAL | RING_PACKED, goal: 0.80, ..RX },
     Case { name: "rx-mergeable", len: 8000, layout: Layout::Merged, batch: 32, packets: 1600, goal: 1.00, ..RX },
     Case { name: "tx-raw-socket", features: USUAL | VHOST_NET_HDR, raw: true, goal: 1.00, ..TX },
     Case { name: "round-trip", flow: Flow::RoundTrip, batch: 1, packets: 1600, goal: 1.00, ..TX },
@@ -148,6 +156,18 @@ impl Case {
             Flow::Both => 2 * self.batch,
             _ => self.batch,
         }
+    }
+
+    /// The same on a split ring: what the C driver, which has no other, is measured with.
+    pub fn split(self) -> Case {
+        Case {
+            features: self.features & !RING_PACKED,
+            ..self
+        }
+    }
+
+    pub fn packed(&self) -> bool {
+        self.features & RING_PACKED != 0
     }
 
     /// Whether the packets are TCP segments that the receiver of the tap's traffic is to cut.

@@ -10,6 +10,8 @@
 //! vhost-net-bench one MODE CASE [TIMES]                  a case with the driver that is loaded, for a profiler
 //! ```
 //!
+//! The cases with `packed` in their names have packed rings. The C driver has none: it does the same on a split ring.
+//!
 //! FOLDER has the two drivers, `c.ko` and `rust.ko`, and MODE is `icount` or `clock`. `tests/bench/run` is
 //! what calls it.
 
@@ -104,7 +106,7 @@ fn measure(folder: &Path, mode: &str, rounds: &str, names: &[&str]) -> Res {
                     case: case.name.into(),
                     driver: driver.into(),
                     round,
-                    ..in_child(mode, case.name)?
+                    ..in_child(mode, case.name, driver)?
                 };
                 println!("{}", serde_json::to_string(&line)?);
                 kselftest::sys::unload("vhost_net")?;
@@ -115,9 +117,10 @@ fn measure(folder: &Path, mode: &str, rounds: &str, names: &[&str]) -> Res {
 }
 
 /// Measures in a process of its own, so that each time the device, the tap and the network are new.
-fn in_child(mode: &str, name: &str) -> Res<Line> {
+fn in_child(mode: &str, name: &str, driver: &str) -> Res<Line> {
     let child = Command::new(std::env::current_exe()?)
         .args(["one", mode, name])
+        .env("VHOST_MODULE", driver)
         .stderr(Stdio::inherit())
         .output()?;
     if !child.status.success() {

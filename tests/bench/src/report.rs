@@ -224,14 +224,14 @@ fn print_icount(rounds: usize, all: &[Summary]) {
     println!("Instructions a packet, one processor under icount (rounds: {rounds}, medians; ratio: Rust / C)");
     println!();
     let head =
-        "| case          | worker: C |    Rust | ratio | goal | machine: C |    Rust | ratio |";
+        "| case                 | worker: C |    Rust | ratio | goal | machine: C |    Rust | ratio |";
     println!("{head}");
     println!(
-        "| :------------ | --------: | ------: | ----: | ---: | ---------: | ------: | ----: |"
+        "| :------------------- | --------: | ------: | ----: | ---: | ---------: | ------: | ----: |"
     );
     for s in all {
         println!(
-            "| {:13} | {:>9} | {:>7} | {:>5} | {:>4.2} | {:>10} | {:>7} | {:>5} |",
+            "| {:20} | {:>9} | {:>7} | {:>5} | {:>4.2} | {:>10} | {:>7} | {:>5} |",
             s.case,
             figure(&s.c, |f| f.worker, s, "c"),
             figure(&s.rust, |f| f.worker, s, "rust"),
@@ -254,15 +254,19 @@ fn print_misses(all: &[Summary]) {
     }
     println!("A packet behind an IOMMU: misses that the owner answered, and how often it and the worker waited (medians)");
     println!();
-    println!("| case          | misses: C |   Rust | owner: C |   Rust | worker: C |   Rust |");
-    println!("| :------------ | --------: | -----: | -------: | -----: | --------: | -----: |");
+    println!(
+        "| case                 | misses: C |   Rust | owner: C |   Rust | worker: C |   Rust |"
+    );
+    println!(
+        "| :------------------- | --------: | -----: | -------: | -----: | --------: | -----: |"
+    );
     for s in of_note {
         let of = |f: &Option<Figures>, value: fn(&Figures) -> f64| {
             f.as_ref()
                 .map_or("-".into(), |f| format!("{:.2}", value(f)))
         };
         println!(
-            "| {:13} | {:>9} | {:>6} | {:>8} | {:>6} | {:>9} | {:>6} |",
+            "| {:20} | {:>9} | {:>6} | {:>8} | {:>6} | {:>9} | {:>6} |",
             s.case,
             of(&s.c, |f| f.misses),
             of(&s.rust, |f| f.misses),
@@ -279,15 +283,19 @@ fn print_clock(rounds: usize, all: &[Summary]) {
     println!();
     println!("Nanoseconds a packet from kick to call, two processors (rounds: {rounds}; ratio: Rust / C of each round)");
     println!();
-    println!("| case          |       C |    Rust | ratio: median |         spread | goal |");
-    println!("| :------------ | ------: | ------: | ------------: | -------------: | ---: |");
+    println!(
+        "| case                 |       C |    Rust | ratio: median |         spread | goal |"
+    );
+    println!(
+        "| :------------------- | ------: | ------: | ------------: | -------------: | ---: |"
+    );
     for s in all {
         let spread = s
             .span
             .as_ref()
             .map_or("-".into(), |r| format!("{:.3} to {:.3}", r.least, r.most));
         println!(
-            "| {:13} | {:>7} | {:>7} | {:>13} | {:>14} | {:>4.2} |",
+            "| {:20} | {:>7} | {:>7} | {:>13} | {:>14} | {:>4.2} |",
             s.case,
             figure(&s.c, |f| f.span, s, "c"),
             figure(&s.rust, |f| f.span, s, "rust"),

@@ -26,6 +26,7 @@ use kselftest::iotlb;
 use kselftest::iotlb::Msg;
 use kselftest::net;
 use kselftest::ring::INDIRECT as INDIRECT_FLAG;
+use kselftest::ring::WRITE;
 use kselftest::sys as ioctls;
 use kselftest::Config;
 use kselftest::Guest;
@@ -79,9 +80,14 @@ pub enum Outcome {
     Missing(Vec<u32>),
 }
 
+/// A descriptor as a driver keeps it: address, length, flags.
+type Desc = (u64, u32, u16);
+
 /// A packet's place in a ring, filled in once and made available again and again.
 struct Slot {
     heads: Vec<u16>,
+    /// The descriptors of each.
+    chains: Vec<Vec<Desc>>,
     /// The buffers, without those that the header is in.
     parts: Vec<(u64, usize)>,
     /// Where the number of the packet is mapped.
@@ -118,6 +124,7 @@ struct Bench {
 /// get a processor each.
 pub fn run(case: Case, times: usize, pinned: bool) -> Res<Outcome> {
     ioctls::own_network()?;
+    let case = if ioctls::on_c() { case.split() } else { case };
     let missing = missing(case.features)?;
     if !missing.is_empty() {
         return Ok(Outcome::Missing(missing));
@@ -454,7 +461,16 @@ impl Bench {
         let ring = &self.guest.rx;
         let heads: usize = self.rx.slots.iter().map(|s| s.heads.len()).sum();
         let mut sum = 0;
-        for i in 1..=heads as u16 {
+        if self.case.packed() {
+            let chains = || self.rx.slots.iter().flat_map(|s| &s.chains);
+            let all = chains().map(Vec::len).sum();
+            let mut spot = ring.packed().used.before(all);
+            for chain in chains() {
+                sum += ring.packed().used_at(spot).map_or(0, |u| u.len as usize);
+                spot = spot.after(chain.len());
+            }
+        }
+        for i in 1..=if self.case.packed() { 0 } else { heads as u16 } {
             let entry = ring.used_idx.wrapping_sub(i) & (ring.num - 1);
             let e = self.guest.mem.read(ring.used + 4 + 8 * u64::from(entry), 8);
             sum += u32::from_le_bytes(e[4..].try_into().unwrap()) as usize;
@@ -527,7 +543,7 @@ impl Queue {
         } else {
             &mut guest.rx
         };
-        ring.avail_idx = ring.used_idx;
+        ring.take_back();
         if index == TX {
             q.place(guest, case);
         }
@@ -587,8 +603,8 @@ impl Queue {
     /// Makes all slots available, but does not yet tell the device.
     fn offer(&self, ring: &mut Ring) {
         for slot in &self.slots {
-            for &head in &slot.heads {
-                ring.offer(head);
+            for (&head, chain) in slot.heads.iter().zip(&slot.chains) {
+                ring.offer_again(head, chain);
             }
         }
         // Call when the last one is used.
@@ -668,14 +684,16 @@ impl Slot {
         } else {
             &mut guest.rx
         };
-        let heads = match (case.layout, table) {
-            (Layout::Merged, _) => segs.iter().map(|s| ring.add(&[*s])).collect(),
+        let desc = |s: &Seg| (s.gpa, s.len, if s.write { WRITE } else { 0 });
+        let chains: Vec<Vec<Desc>> = match (case.layout, table) {
+            (Layout::Merged, _) => segs.iter().map(|s| vec![desc(s)]).collect(),
             (_, Some(table)) => {
                 ring.put_table(table, &segs);
-                vec![ring.add_raw(&[(table, 16 * segs.len() as u32, INDIRECT_FLAG)])]
+                vec![vec![(table, 16 * segs.len() as u32, INDIRECT_FLAG)]]
             }
-            _ => vec![ring.add(&segs)],
+            _ => vec![segs.iter().map(desc).collect()],
         };
+        let heads = chains.iter().map(|chain| ring.add_raw(chain)).collect();
         // The header ends in the first buffer.
         let mut parts: Vec<_> = segs.iter().map(|s| (s.gpa, s.len as usize)).collect();
         parts[0] = (parts[0].0 + HDR as u64, parts[0].1 - HDR);
@@ -686,7 +704,12 @@ impl Slot {
             (gpa, _) => gpa + seq_at as u64,
         };
         let seq = guest.mem.hva(seq).0.cast();
-        Slot { heads, parts, seq }
+        Slot {
+            heads,
+            chains,
+            parts,
+            seq,
+        }
     }
 }
 
@@ -709,6 +732,6 @@ fn finished(ring: &mut Ring) -> Res {
         }
         let _ = ring.call.read();
     }
-    ring.used_idx = ring.avail_idx;
+    ring.take_all();
     Ok(())
 }

@@ -72,6 +72,9 @@ const TABLE: usize = 8;
 /// Where a queue's buffers are, from and to.
 const BUFFERS: [(u64, u64); 2] = [(0x18000, 0x2c000), (0x2c000, SIZE)];
 
+/// `VIRTIO_F_RING_PACKED`, which the C driver does not offer.
+const RING_PACKED: u64 = 1 << 34;
+
 /// What the device signals; how often is written behind it.
 pub const EVENTFDS: [&str; 7] = [
     "call 0",
@@ -520,12 +523,15 @@ impl Run<'_> {
             ("get-features", []) => {
                 let mut f = [0u64];
                 let r = ioctl(&self.dev, sys::GET_FEATURES, f.as_mut_ptr());
-                format!("{} {:#x}", done(r), f[0])
+                format!("{} {:#x}", done(r), f[0] & !RING_PACKED)
             }
             ("get-features-array", &[count @ 0..=8]) => {
                 let mut f = [u64::MAX; 10];
                 f[0] = count;
                 let r = ioctl(&self.dev, sys::GET_FEATURES_ARRAY, f.as_mut_ptr());
+                if count > 0 && r == 0 {
+                    f[1] &= !RING_PACKED;
+                }
                 format!("{} {f:x?}", done(r))
             }
             ("features", &[bits]) => {
@@ -785,6 +791,8 @@ impl Run<'_> {
         let in_order = self.queues.iter().all(|q| q.fresh && q.used == USED);
         // See `mem`.
         (in_order || bits & feature::IN_ORDER == 0)
+            // Without the other bit both refuse it.
+            && (bits & RING_PACKED == 0 || bits & feature::VERSION_1 == 0)
             && (self.layout < 2 || bits & feature::ACCESS_PLATFORM == 0)
     }
 

@@ -7,3 +7,4 @@ pub mod hostile;
 pub mod iotlb;
 pub mod log;
 pub mod messages;
+pub mod packed;

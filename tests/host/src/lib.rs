@@ -23,7 +23,7 @@
 //! out or told twice, what is needed next taken for what is not and the other way round, a queue that is woken at
 //! each answer, and a slot that is guessed at when its map has gone.
 //!
-//! [`Take`]: vring::Take
+//! [`Take`]: ring::Take
 
 // A folder of modules, as the kernel module's root is, so that each finds the files of its room.
 #[path = "../../.."]
@@ -46,6 +46,7 @@ pub use driver::{features, list, log, memtable, messages, uapi, usermem, vring};
 pub mod cases;
 pub mod mem;
 pub mod model;
+pub mod packed;
 pub mod pair;
 pub mod ring;
 

@@ -282,6 +282,16 @@ impl UserMemory for &Mem {
         self.put_noted(addr.get(), &value.to_ne_bytes(), 2)
     }
 
+    fn load_u64(&self, addr: UserAddr) -> Result<u64> {
+        let mut bytes = [0; 8];
+        self.get_noted(addr.get(), &mut bytes, 8)?;
+        Ok(u64::from_ne_bytes(bytes))
+    }
+
+    fn store_u64(&self, addr: UserAddr, value: u64) -> Result {
+        self.put_noted(addr.get(), &value.to_ne_bytes(), 8)
+    }
+
     fn set_bits(&self, addr: UserAddr, mask: u32) -> Result {
         let addr = addr.get();
         self.note(Event::SetBits { addr, mask }, addr, 4, true, 4)?;

@@ -6,12 +6,73 @@
 //! may not keep any. Here the memory is there all the time.
 
 use crate::{
-    memtable::{Ahead, Iotlb},
+    log::DirtyList,
+    memtable::{Ahead, Iotlb, Maps, Segments},
     usermem::UserMemory,
-    vring::{self, Endian, Fault, RingAddrs, Take, Wanted},
+    vring::{self, Chain, Deferred, Endian, Fault, Packed, RingAddrs, Split, Wanted},
 };
 use kernel::prelude::*;
 use std::ops::{Deref, DerefMut};
+
+/// The module's [`Take`](vring::Take) of a ring of either format, which a test need not know.
+#[must_use = "dropped, it puts its chains back"]
+pub enum Take<'ring, M: UserMemory> {
+    Split(vring::Take<'ring, M, Split>),
+    Packed(vring::Take<'ring, M, Packed>),
+}
+
+/// Calls a method of either.
+macro_rules! either {
+    ($take:expr, $($call:tt)*) => {
+        match $take {
+            Take::Split(take) => take.$($call)*,
+            Take::Packed(take) => take.$($call)*,
+        }
+    };
+}
+
+impl<M: UserMemory> Take<'_, M> {
+    pub fn next_chain(
+        &mut self,
+        maps: &Maps,
+        out: &mut Segments,
+        dirty: Option<&mut DirtyList>,
+    ) -> Result<Option<Chain>, Fault> {
+        either!(self, next_chain(maps, out, dirty))
+    }
+
+    pub fn is_last(&mut self) -> bool {
+        either!(self, is_last())
+    }
+
+    pub fn num(&self) -> u16 {
+        either!(self, num())
+    }
+
+    pub fn descriptors(&self) -> u32 {
+        either!(self, descriptors())
+    }
+
+    pub fn chains(&self) -> u16 {
+        either!(self, chains())
+    }
+
+    pub fn set_written(&mut self, len: u32) {
+        either!(self, set_written(len))
+    }
+
+    pub fn complete_empty(self) {
+        either!(self, complete_empty())
+    }
+
+    pub fn complete(self) {
+        either!(self, complete())
+    }
+
+    pub fn defer(self) -> Option<Deferred> {
+        either!(self, defer())
+    }
+}
 
 pub struct Vring<M> {
     ring: vring::Vring,
@@ -33,6 +94,10 @@ where
         &self.mem
     }
 
+    pub fn set_base(&mut self, base: u16) {
+        self.ring.set_vring_base(base.into()).unwrap();
+    }
+
     pub fn access_ok(&self, addrs: RingAddrs) -> bool {
         self.ring.access_ok(&self.mem, addrs)
     }
@@ -46,7 +111,11 @@ where
     }
 
     pub fn take(&mut self) -> Take<'_, &M> {
-        self.ring.take(&self.mem)
+        if self.ring.is_packed() {
+            Take::Packed(self.ring.take(&self.mem))
+        } else {
+            Take::Split(self.ring.take(&self.mem))
+        }
     }
 
     pub fn is_empty(&mut self) -> bool {

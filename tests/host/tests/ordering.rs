@@ -226,6 +226,14 @@ impl UserMemory for &Device {
         Ok(())
     }
 
+    fn load_u64(&self, _addr: UserAddr) -> Result<u64> {
+        Err(EFAULT)
+    }
+
+    fn store_u64(&self, _addr: UserAddr, _value: u64) -> Result {
+        Err(EFAULT)
+    }
+
     fn set_bits(&self, addr: UserAddr, mask: u32) -> Result {
         assert_eq!(addr.get(), LOG);
         self.0.log.fetch_or(mask, Ordering::Relaxed);
@@ -720,7 +728,9 @@ fn no_barrier_is_elsewhere() {
     assert!(sources.len() > SOURCES.len());
     for path in sources {
         let name = path.to_str().unwrap();
-        if SOURCES.iter().any(|(file, _)| name.ends_with(file)) {
+        // Of packed rings there is a file of its own.
+        let packed = name.contains("/vring/packed");
+        if packed || SOURCES.iter().any(|(file, _)| name.ends_with(file)) {
             continue;
         }
         let source = std::fs::read_to_string(&path).unwrap();

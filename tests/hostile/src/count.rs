@@ -120,6 +120,8 @@ pub struct Counts {
     pub flood: AtomicU64,
     /// Entries of used rings.
     pub used: [AtomicU64; 2],
+    /// Those of them that were packed.
+    pub packed: [AtomicU64; 2],
     /// Signals at the error eventfds: a queue stopped.
     pub stops: [AtomicU64; 2],
     /// Rings that were filled, and writes to them at random.

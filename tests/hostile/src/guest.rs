@@ -15,32 +15,36 @@ use kselftest::RX;
 
 use crate::arena::Slot;
 use crate::count::kind;
+use crate::packed;
+use crate::packed::Driver;
 use crate::sys::Rng;
 use crate::Place;
 use crate::World;
 
 /// A descriptor: address, length, flags.
-type Desc = (u64, u32, u16);
+pub type Desc = (u64, u32, u16);
 
 /// The end of a region's memory that is for indirect tables.
 const TABLES: u64 = 1 << 14;
 
 /// A driver of both queues.
 pub struct Guest<'a> {
-    world: &'a World<'a>,
-    rng: Rng,
-    queues: [Queue; 2],
+    pub world: &'a World<'a>,
+    pub rng: Rng,
+    pub queues: [Queue; 2],
 }
 
 #[derive(Default)]
-struct Queue {
-    epoch: u64,
+pub struct Queue {
+    pub epoch: u64,
     /// The available index.
     idx: u16,
     /// The next descriptor to write.
     desc: u16,
     /// The used index that was seen last.
     used: u16,
+    /// Where the driver of a packed ring is.
+    pub packed: Driver,
 }
 
 /// Values that are special somewhere.
@@ -84,6 +88,9 @@ impl<'a> Guest<'a> {
         if p.num == 0 {
             return false;
         }
+        if p.packed {
+            return self.step_packed(q, &p);
+        }
         let counts = self.world.counts;
         let state = &mut self.queues[q];
         if state.epoch != p.epoch {
@@ -92,6 +99,7 @@ impl<'a> Guest<'a> {
                 idx: p.base,
                 desc: p.base,
                 used: p.base,
+                ..Default::default()
             };
         }
         let used = self.world.arena.get_u16(p.used + 2);
@@ -143,22 +151,14 @@ impl<'a> Guest<'a> {
         chains > 0
     }
 
-    fn put_u16(&self, hva: u64, value: u16) {
+    pub fn put_u16(&self, hva: u64, value: u16) {
         self.world.arena.put(hva, &value.to_le_bytes());
     }
 
     /// Offers a chain, which is good but for one in forty.
     fn chain(&mut self, q: usize, p: &Place) {
         let mask = p.num - 1;
-        let mut list = self.buffers(q, p.num);
-        let reported = self.rng.one_in(20) && self.reported(q, &mut list);
-        let bad = !reported && self.rng.one_in(40);
-        if bad {
-            self.spoil(&mut list);
-        }
-        if list.len() > usize::from(p.num.min(4)) || self.rng.one_in(5) {
-            list = self.indirect(&list, bad);
-        }
+        let (list, bad) = self.list(q, p);
         let first = self.queues[q].desc & mask;
         let count = list.len();
         for (i, (addr, len, mut flags)) in list.into_iter().enumerate() {
@@ -184,12 +184,27 @@ impl<'a> Guest<'a> {
         self.put_u16(slot, head);
     }
 
-    fn descriptor(&self, hva: u64, addr: u64, len: u32, flags: u16, next: u16) {
+    /// The descriptors of a chain, and whether there is a mistake in it.
+    pub fn list(&mut self, q: usize, p: &Place) -> (Vec<Desc>, bool) {
+        let mut list = self.buffers(q, p.num);
+        let reported = self.rng.one_in(20) && self.reported(q, &mut list);
+        let bad = !reported && self.rng.one_in(40);
+        if bad {
+            self.spoil(&mut list);
+        }
+        if list.len() > usize::from(p.num.min(4)) || self.rng.one_in(5) {
+            list = self.indirect(&list, bad, p.packed);
+        }
+        (list, bad)
+    }
+
+    /// Of a split ring the last two are flags and the next, of a packed one id and flags.
+    fn descriptor(&self, hva: u64, addr: u64, len: u32, third: u16, fourth: u16) {
         let mut d = [0; 16];
         d[..8].copy_from_slice(&addr.to_le_bytes());
         d[8..12].copy_from_slice(&len.to_le_bytes());
-        d[12..14].copy_from_slice(&flags.to_le_bytes());
-        d[14..].copy_from_slice(&next.to_le_bytes());
+        d[12..14].copy_from_slice(&third.to_le_bytes());
+        d[14..].copy_from_slice(&fourth.to_le_bytes());
         self.world.arena.put(hva, &d);
     }
 
@@ -291,7 +306,7 @@ impl<'a> Guest<'a> {
     }
 
     /// Moves a chain into an indirect table.
-    fn indirect(&mut self, list: &[Desc], bad: bool) -> Vec<Desc> {
+    fn indirect(&mut self, list: &[Desc], bad: bool, packed: bool) -> Vec<Desc> {
         let slots: Vec<_> = (self.world.arena.slots.iter().copied())
             .filter(|s| s.size > 2 * TABLES)
             .collect();
@@ -308,13 +323,12 @@ impl<'a> Guest<'a> {
             if bad && self.rng.one_in(6) {
                 flags |= self.rng.pick(&[INDIRECT, NEXT]);
             }
-            self.descriptor(
-                slot.hva + offset + 16 * i as u64,
-                addr,
-                len,
-                flags,
-                i as u16 + 1,
-            );
+            let (third, fourth) = match packed {
+                true => (i as u16 + 1, flags),
+                false => (flags, i as u16 + 1),
+            };
+            let at = slot.hva + offset + 16 * i as u64;
+            self.descriptor(at, addr, len, third, fourth);
         }
         let mut len = 16 * list.len() as u32;
         if bad && self.rng.one_in(3) {
@@ -354,6 +368,11 @@ impl<'a> Guest<'a> {
                     0 => arena.put(p.desc + 16 * i, bytes),
                     1 => arena.put(p.desc + 16 * i + 8, &bytes[..4]),
                     2 => arena.put(p.desc + 16 * i + 12, &bytes[..2]),
+                    // The flags of a packed ring: now and then such as it has.
+                    3 if p.packed && self.rng.one_in(2) => {
+                        let flags = packed::wild_flags(&mut self.rng);
+                        self.put_u16(p.desc + 16 * i + 14, flags);
+                    }
                     3 => arena.put(p.desc + 16 * i + 14, &bytes[..2]),
                     4 => arena.put(p.avail + 4 + 2 * i, &bytes[..2]),
                     5 => arena.put(p.avail, &bytes[..2]),

@@ -5,7 +5,7 @@
 //! Each round is a child process with guest memory among canaries, a device, taps, and threads: a driver that
 //! offers good and bad buffers, one that writes to the rings and tables at random while the device reads
 //! them, one that floods the taps, and a VMM that asks for whatever comes to its mind. It is killed at a
-//! random moment. Then nobody may hold the module any more, and no canary may have changed. At the end an
+//! random moment. In every third round the rings are packed, for the most part. Then nobody may hold the module any more, and no canary may have changed. At the end an
 //! honest device has to work, and the module to be unloaded and loaded. What the kernel has to say about it
 //! is for who looks at its log.
 //!
@@ -18,6 +18,7 @@ mod arena;
 mod count;
 mod flood;
 mod guest;
+mod packed;
 mod sys;
 mod vmm;
 
@@ -73,8 +74,10 @@ pub struct Place {
     pub num: u16,
     /// How many there is room for.
     pub cap: u32,
-    /// Where its indices start.
+    /// Where its indices start; in a packed ring behind so many descriptors, which may be more than it has.
     pub base: u16,
+    /// The device takes it for a packed ring.
+    pub packed: bool,
     /// Another number for each ring.
     pub epoch: u64,
     pub desc: u64,
@@ -458,7 +461,11 @@ fn honest() -> Res {
     let files = open_files()?;
     let all = || -> Res {
         own_network()?;
-        for features in [VERSION_1 | EVENT_IDX | INDIRECT, VERSION_1 | MRG_RXBUF, 0] {
+        let mut all = vec![VERSION_1 | EVENT_IDX | INDIRECT, VERSION_1 | MRG_RXBUF, 0];
+        if !kselftest::sys::on_c() {
+            all.push(VERSION_1 | RING_PACKED | EVENT_IDX | INDIRECT);
+        }
+        for features in all {
             let mut g = Guest::new(Config::with(features))?;
             let packets: Vec<_> = (0..100)
                 .map(|i| kselftest::frame(i, 60 + 14 * i as usize))
@@ -542,6 +549,10 @@ fn lack(h: &Hostile) -> Option<&'static str> {
         (some(&c.received), "a packet from a tap"),
         (some(&c.used[0]) && some(&c.used[1]), "used buffers"),
         (some(&c.stops[0]) && some(&c.stops[1]), "queues that stop"),
+        (
+            kselftest::sys::on_c() || some(&c.packed[0]) && some(&c.packed[1]),
+            "used buffers of packed rings",
+        ),
         (h.marked > 0, "a page that is logged"),
         (h.throttled() != Some(0), "a limit that held anybody up"),
     ];
@@ -608,11 +619,12 @@ fn main() {
     );
     let pair = |two: &[AtomicU64; 2]| two.each_ref().map(|n| n.load(Relaxed));
     println!(
-        "# packets: {} to the taps, {} from them; {} sent at them; used buffers (rx, tx) {:?}",
+        "# packets: {} to the taps, {} from them; {} sent at them; used buffers (rx, tx) {:?}, of packed rings {:?}",
         c.sent.load(Relaxed),
         c.received.load(Relaxed),
         c.flood.load(Relaxed),
-        pair(&c.used)
+        pair(&c.used),
+        pair(&c.packed)
     );
     println!(
         "# stops (rx, tx) {:?}; rings filled {} times, written at random {} times; {} pages logged",

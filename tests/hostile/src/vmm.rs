@@ -31,6 +31,7 @@ use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use crate::count::call;
 use crate::count::kind;
+use crate::packed;
 use crate::sys::Rng;
 use crate::Place;
 use crate::World;
@@ -54,6 +55,20 @@ const FEATURES: &[u64] = &[
     0,
 ];
 
+/// The same of one with packed rings. The last is refused.
+const PACKED: &[u64] = &[
+    VERSION_1 | RING_PACKED,
+    VERSION_1 | RING_PACKED | EVENT_IDX,
+    VERSION_1 | RING_PACKED | EVENT_IDX | INDIRECT | MRG_RXBUF,
+    VERSION_1 | RING_PACKED | MRG_RXBUF | LOG_ALL,
+    VERSION_1 | RING_PACKED | EVENT_IDX | MRG_RXBUF | ACCESS_PLATFORM,
+    VERSION_1 | RING_PACKED | ACCESS_PLATFORM | LOG_ALL,
+    VERSION_1 | RING_PACKED | IN_ORDER | MRG_RXBUF,
+    VERSION_1 | RING_PACKED | IN_ORDER | EVENT_IDX | INDIRECT,
+    VERSION_1 | RING_PACKED | VHOST_NET_HDR,
+    RING_PACKED | EVENT_IDX,
+];
+
 pub struct Vmm<'a> {
     world: &'a World<'a>,
     device: &'a File,
@@ -68,6 +83,9 @@ pub struct Vmm<'a> {
     num: [u32; 2],
     cap: [u32; 2],
     iotlb: bool,
+    /// Packed rings are what is accepted most often; and they are what the device has now.
+    likes_packed: bool,
+    packed: bool,
     /// Messages are read by somebody else.
     pub reads: bool,
     late: Late,
@@ -92,9 +110,12 @@ impl<'a> Vmm<'a> {
             num: [1; 2],
             cap: [0; 2],
             iotlb: false,
+            likes_packed: false,
+            packed: false,
             reads: true,
             late: Late::default(),
         };
+        vmm.likes_packed = vmm.rng.one_in(3);
         vmm.publish_tap();
         Ok(vmm)
     }
@@ -240,6 +261,7 @@ impl<'a> Vmm<'a> {
             self.num = [1; 2];
             self.cap = [0; 2];
             self.iotlb = false;
+            self.packed = false;
         }
         self.set_up();
     }
@@ -258,6 +280,9 @@ impl<'a> Vmm<'a> {
             0 => 16384,
             1 => 1,
             2 => 2,
+            3.. if self.packed && self.rng.one_in(3) => {
+                self.rng.pick(&[3, 5, 7, 100, 255, 257, 1000, 16383])
+            }
             _ => 1 << (4 + self.rng.below(6)),
         };
         // A refused size leaves the old one in force.
@@ -269,18 +294,27 @@ impl<'a> Vmm<'a> {
         if self.state(call::NUM, sys::SET_VRING_NUM, index, num) {
             self.num[q] = num;
         }
-        self.state(call::BASE, sys::SET_VRING_BASE, index, base.into());
+        let place = Place {
+            num: self.num[q] as u16,
+            base,
+            packed: self.packed,
+            ..place
+        };
+        let word = match self.packed {
+            true if self.rng.one_in(20) => self.rng.next() as u32,
+            true => packed::base(&place),
+            false => base.into(),
+        };
+        self.state(call::BASE, sys::SET_VRING_BASE, index, word);
         self.world
             .arena
             .put(place.used, &[0, 0, base as u8, (base >> 8) as u8]);
         self.world
             .arena
             .put(place.avail, &[0, 0, base as u8, (base >> 8) as u8]);
-        let place = Place {
-            num: self.num[q] as u16,
-            base,
-            ..place
-        };
+        if self.packed {
+            packed::clear(self.world.arena, &place);
+        }
         self.world.move_ring(q, Some(place));
         let world = self.world;
         self.file(
@@ -314,7 +348,7 @@ impl<'a> Vmm<'a> {
         };
         let align = |offset: u64, to: u64| (view + offset).next_multiple_of(to) - view;
         let desc = align(self.rng.below(slot.size / 8), self.rng.pick(&[16, 16, 1]));
-        let avail = align(desc + 16 * cap, 2);
+        let avail = align(desc + 16 * cap, if self.packed { 4 } else { 2 });
         let mut used = align(avail + 8 + 2 * cap, 4);
         let size = 8 + 8 * cap;
         if self.rng.one_in(2) {
@@ -326,6 +360,7 @@ impl<'a> Vmm<'a> {
             num: 0,
             cap: cap as u32,
             base: 0,
+            packed: self.packed,
             epoch: 0,
             desc: slot.hva + desc,
             avail: slot.hva + avail,
@@ -446,6 +481,7 @@ impl<'a> Vmm<'a> {
     fn features(&mut self) {
         let bits = match self.rng.below(12) {
             0 => self.rng.next(),
+            1.. if self.likes_packed != self.rng.one_in(8) => self.rng.pick(PACKED),
             _ => self.rng.pick(FEATURES),
         };
         let ok = match self.rng.below(4) {
@@ -458,11 +494,33 @@ impl<'a> Vmm<'a> {
         };
         if ok {
             self.iotlb = bits & ACCESS_PLATFORM != 0;
+            self.format(bits & RING_PACKED != 0);
         }
         if self.iotlb && !self.rng.one_in(4) {
             for s in self.world.arena.everything() {
                 self.update(call::UPDATE, s.gpa, s.size, s.hva, iotlb::RW);
                 self.update(call::UPDATE, s.hva, s.size, s.hva, iotlb::RW);
+            }
+        }
+    }
+
+    /// The rings, where they are, are of this format from now on. Where one starts that was of another, the guest guesses.
+    fn format(&mut self, packed: bool) {
+        if std::mem::replace(&mut self.packed, packed) == packed {
+            return;
+        }
+        for q in 0..2 {
+            let place = self.world.place(q);
+            if place.num != 0 {
+                let base = 0;
+                self.world.move_ring(
+                    q,
+                    Some(Place {
+                        base,
+                        packed,
+                        ..place
+                    }),
+                );
             }
         }
     }
@@ -597,7 +655,11 @@ impl<'a> Vmm<'a> {
                 if self.addr(q, &p) {
                     let mut state = State { index, num: 0 };
                     self.ask(call::GET_BASE, sys::GET_VRING_BASE, &raw mut state);
-                    let (num, base) = (self.num[q] as u16, state.num as u16);
+                    let num = self.num[q] as u16;
+                    let base = match self.packed {
+                        true => packed::position(state.num, num),
+                        false => state.num as u16,
+                    };
                     self.world.move_ring(q, Some(Place { num, base, ..p }));
                 }
             }

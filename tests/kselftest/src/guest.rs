@@ -15,6 +15,7 @@ use crate::check_eq;
 use crate::feature::*;
 use crate::mem::Mapped;
 use crate::mem::BASE;
+use crate::packed;
 use crate::sys;
 use crate::Mem;
 use crate::Peer;
@@ -50,10 +51,19 @@ pub struct Config {
     pub kernel_thread: bool,
 }
 
+/// The features of a guest whose test has these, in the format that is tested. Legacy guests have no packed rings: theirs are
+/// of modern ones.
+pub fn of_format(features: u64) -> u64 {
+    match packed::by_default() {
+        true => features | VERSION_1 | RING_PACKED,
+        false => features,
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Config {
-            features: VERSION_1,
+            features: of_format(VERSION_1),
             rx_num: 256,
             tx_num: 256,
             base: 0,
@@ -71,7 +81,7 @@ impl Config {
     /// The default, with these features.
     pub fn with(features: u64) -> Self {
         Config {
-            features,
+            features: of_format(features),
             ..Default::default()
         }
     }
@@ -196,13 +206,33 @@ impl Guest {
     pub fn set_vring(&self, index: usize) -> Res {
         let ring = if index == RX { &self.rx } else { &self.tx };
         self.net.set_vring_num(index, ring.num)?;
-        self.net.set_vring_base(index, ring.avail_idx)?;
-        if self.cfg.features & ACCESS_PLATFORM != 0 {
+        if self.cfg.features & RING_PACKED != 0 {
+            self.set_base(index, ring.base())?;
+        } else {
+            self.net.set_vring_base(index, ring.avail_idx)?;
+        }
+        self.set_place(index)
+    }
+
+    /// Tells the device where a ring is, and its eventfds.
+    pub fn set_place(&self, index: usize) -> Res {
+        let ring = if index == RX { &self.rx } else { &self.tx };
+        let iotlb = self.cfg.features & ACCESS_PLATFORM != 0;
+        let packed = self.cfg.features & RING_PACKED != 0;
+        // The crate knows neither the IOTLB nor rings whose size is not a power of two.
+        if iotlb || packed {
+            let at = |gpa| {
+                if iotlb {
+                    gpa
+                } else {
+                    self.mem.hva(gpa).0 as u64
+                }
+            };
             let addr = sys::Addr {
                 index: index as u32,
-                desc: ring.desc,
-                used: ring.used,
-                avail: ring.avail,
+                desc: at(ring.desc),
+                used: at(ring.used),
+                avail: at(ring.avail),
                 ..Default::default()
             };
             check_eq!(sys::ioctl(&self.net, sys::SET_VRING_ADDR, &addr), 0);
@@ -219,6 +249,14 @@ impl Guest {
         };
         self.net.set_vring_addr(index, &addr)?;
         self.set_events(index)
+    }
+
+    /// Sets both halves of a base.
+    pub fn set_base(&self, index: usize, num: u32) -> Res {
+        let index = index as u32;
+        let state = sys::State { index, num };
+        check_eq!(sys::ioctl(&self.net, sys::SET_VRING_BASE, &state), 0);
+        Ok(())
     }
 
     fn set_events(&self, index: usize) -> Res {

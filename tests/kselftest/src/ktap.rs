@@ -65,15 +65,40 @@ pub fn run_and(tests: &[Test], pending: &[Test]) -> ! {
     run(&[tests, more].concat())
 }
 
+/// As [`run`], and once more those that `packed` names, with packed rings: as NAME_packed.
+pub fn run_formats(tests: &[Test], packed: &[&str]) -> ! {
+    std::process::exit(!all_formats(tests, packed) as i32)
+}
+
 /// As [`run`], for a program that has more to do: did all tests pass?
 pub fn all(tests: &[Test]) -> bool {
+    all_formats(tests, &[])
+}
+
+/// As [`run_formats`], for a program that has more to do.
+pub fn all_formats(tests: &[Test], packed: &[&str]) -> bool {
+    let packed = match crate::sys::on_c() && !packed.is_empty() {
+        true => {
+            println!("# not with packed rings, which the C driver has not: {packed:?}");
+            &[]
+        }
+        false => packed,
+    };
+    let split = tests.iter().map(|t| (t.0.to_string(), t.1, false));
+    let named = |name: &&str| {
+        let test = tests.iter().find(|t| t.0 == *name);
+        let test = test.unwrap_or_else(|| panic!("there is no test {name}"));
+        (format!("{name}_packed"), test.1, true)
+    };
+    let all: Vec<_> = split.chain(packed.iter().map(named)).collect();
     let only = std::env::args().nth(1).unwrap_or_default();
-    let tests: Vec<_> = tests.iter().filter(|t| t.0.contains(&only)).collect();
+    let tests: Vec<_> = all.iter().filter(|t| t.0.contains(&only)).collect();
     println!("KTAP version 1");
     println!("1..{}", tests.len());
     let mut failed = 0;
-    for (n, (name, test)) in tests.iter().enumerate() {
+    for (n, (name, test, packed)) in tests.iter().enumerate() {
         let start = Instant::now();
+        crate::packed::set_default(*packed);
         let mut result = one(*test);
         if result.is_ok() {
             result = unused();

@@ -19,6 +19,7 @@ pub mod iotlb;
 pub mod ktap;
 pub mod mem;
 pub mod net;
+pub mod packed;
 pub mod ring;
 pub mod rings;
 pub mod sys;
@@ -55,6 +56,7 @@ pub mod feature {
     pub const EVENT_IDX: u64 = 1 << 29;
     pub const VERSION_1: u64 = 1 << 32;
     pub const ACCESS_PLATFORM: u64 = 1 << 33;
+    pub const RING_PACKED: u64 = 1 << 34;
     pub const IN_ORDER: u64 = 1 << 35;
     /// Of the second word (65): large packets in UDP tunnels to the guest.
     pub const GUEST_TUNNEL: u64 = 1 << 1;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver's side of a split virtqueue.
+//! The driver's side of a virtqueue, split or packed.
+
+mod used;
 
 use std::collections::VecDeque;
 use std::sync::atomic::fence;
@@ -12,13 +14,11 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
-use crate::deadline;
 use crate::feature::EVENT_IDX;
 use crate::feature::IN_ORDER;
-use crate::patience;
-use crate::sys::readable;
+use crate::feature::RING_PACKED;
+use crate::packed::Packed;
 use crate::Config;
-use crate::Fail;
 use crate::Mem;
 use crate::Res;
 
@@ -62,7 +62,10 @@ pub struct Used {
     pub len: u32,
 }
 
-/// A split virtqueue, as the guest's driver holds it.
+/// A virtqueue, as the guest's driver holds it.
+///
+/// Its indices count chains in both formats. In a packed ring `avail` is the driver's event suppression area and `used` the
+/// device's, and a chain's head is the id of its buffer.
 pub struct Ring {
     mem: Arc<Mem>,
     pub num: u16,
@@ -74,12 +77,15 @@ pub struct Ring {
     pub desc: u64,
     pub avail: u64,
     pub used: u64,
+    /// Where a packed ring stands; none if it is split.
+    packed: Option<Packed>,
     /// Next entry of the avail ring to fill.
     pub avail_idx: u16,
     /// What was published when the device was last told.
     told: u16,
     /// Next entry of the used ring to look at.
     pub used_idx: u16,
+    /// Descriptors of a split ring. In a packed one any may be taken for any chain, which has as many of them as it is long.
     free: Vec<u16>,
     /// The descriptors of each chain that the device has, by its head.
     chains: Vec<Vec<u16>>,
@@ -98,15 +104,25 @@ impl Ring {
     /// A queue of `num` entries in fresh guest memory.
     pub fn new(mem: &Arc<Mem>, num: u16, cfg: &Config) -> Res<Self> {
         let n = usize::from(num);
+        let packed = cfg.features & RING_PACKED != 0;
+        let (avail_len, used_len) = if packed {
+            (4, 4)
+        } else {
+            (6 + 2 * n, 6 + 8 * n)
+        };
+        let desc = mem.alloc(16 * n, 4096);
+        let avail = mem.alloc(avail_len, 4096);
+        let used = mem.alloc(used_len, 4096);
         let mut ring = Ring {
             mem: mem.clone(),
             num,
             event_idx: cfg.features & EVENT_IDX != 0,
             in_order: cfg.features & IN_ORDER != 0,
             big_endian: cfg.big_endian,
-            desc: mem.alloc(16 * n, 4096),
-            avail: mem.alloc(6 + 2 * n, 4096),
-            used: mem.alloc(6 + 8 * n, 4096),
+            desc,
+            avail,
+            used,
+            packed: packed.then(|| Packed::new(mem, num, desc, avail, used)),
             avail_idx: 0,
             told: 0,
             used_idx: 0,
@@ -128,12 +144,16 @@ impl Ring {
     /// Forgets every chain and starts again at `base`, as a driver does after a device reset.
     pub fn reset(&mut self, base: u16) {
         let n = usize::from(self.num);
+        let (avail_len, used_len) = match self.packed {
+            Some(_) => (4, 4),
+            None => (6 + 2 * n, 6 + 8 * n),
+        };
         self.mem.fill(self.desc, 16 * n, 0);
-        self.mem.fill(self.avail, 6 + 2 * n, 0);
-        self.mem.fill(self.used, 6 + 8 * n, 0);
+        self.mem.fill(self.avail, avail_len, 0);
+        self.mem.fill(self.used, used_len, 0);
         // In order, the first chain's descriptor is the one that the base names.
         let first = if self.in_order { base } else { 0 };
-        let id = |i: u16| first.wrapping_add(i) & (self.num - 1);
+        let id = |i: u16| ((u32::from(first) + u32::from(i)) % u32::from(self.num)) as u16;
         self.free = (0..self.num).rev().map(id).collect();
         self.chains = vec![vec![]; n];
         self.room = vec![0; n];
@@ -142,12 +162,35 @@ impl Ring {
         self.avail_idx = base;
         self.told = base;
         self.used_idx = base;
-        self.set_u16(self.used + 2, base);
-        self.publish();
+        match &mut self.packed {
+            Some(packed) => packed.reset(base.into()),
+            None => {
+                self.set_u16(self.used + 2, base);
+                self.publish();
+            }
+        }
         self.set_used_event(base);
         while self.err.read().is_ok() {}
         while self.call.read().is_ok() {}
         while self.kick.read().is_ok() {}
+    }
+
+    /// What only a packed ring has.
+    pub fn packed(&self) -> &Packed {
+        self.packed.as_ref().expect("a packed ring")
+    }
+
+    /// The same, to write it.
+    pub fn packed_mut(&mut self) -> &mut Packed {
+        self.packed.as_mut().expect("a packed ring")
+    }
+
+    /// What GET_VRING_BASE says of a device that has taken nothing but what the driver saw used.
+    pub fn base(&self) -> u32 {
+        match &self.packed {
+            Some(packed) => packed.used.base(),
+            None => self.used_idx.into(),
+        }
     }
 
     fn u16_at(&self, gpa: u64) -> &AtomicU16 {
@@ -191,13 +234,18 @@ impl Ring {
         }
     }
 
-    /// Writes a descriptor, of the table or of an indirect one, whatever its content.
+    /// Writes a descriptor, of a split ring's table or of an indirect one of any ring, whatever its content. In a packed ring
+    /// `next` means nothing.
     pub fn put_desc(&self, table: u64, i: u16, addr: u64, len: u32, flags: u16, next: u16) {
+        let (third, fourth) = match self.packed {
+            Some(_) => (next, flags),
+            None => (flags, next),
+        };
         let mut d = [0; 16];
         d[..8].copy_from_slice(&addr.to_le_bytes());
         d[8..12].copy_from_slice(&len.to_le_bytes());
-        d[12..14].copy_from_slice(&flags.to_le_bytes());
-        d[14..].copy_from_slice(&next.to_le_bytes());
+        d[12..14].copy_from_slice(&third.to_le_bytes());
+        d[14..].copy_from_slice(&fourth.to_le_bytes());
         if self.big_endian {
             for field in [0..8, 8..12, 12..14, 14..16] {
                 d[field].reverse();
@@ -206,10 +254,13 @@ impl Ring {
         self.mem.write(table + 16 * u64::from(i), &d);
     }
 
-    /// Writes an indirect table.
+    /// Writes an indirect table. In that of a packed ring all descriptors belong to the chain.
     pub fn put_table(&self, table: u64, segs: &[Seg]) {
         for (i, s) in segs.iter().enumerate() {
-            let next = if i + 1 < segs.len() { NEXT } else { 0 };
+            let next = match self.packed.is_none() && i + 1 < segs.len() {
+                true => NEXT,
+                false => 0,
+            };
             let write = if s.write { WRITE } else { 0 };
             self.put_desc(table, i as u16, s.gpa, s.len, next | write, i as u16 + 1);
         }
@@ -252,12 +303,16 @@ impl Ring {
             "no free descriptors"
         );
         let ids: Vec<u16> = list.iter().map(|_| self.free.pop().unwrap()).collect();
-        for (i, &(addr, len, flags)) in list.iter().enumerate() {
-            let next = ids.get(i + 1).copied();
-            let flags = flags | if next.is_some() { NEXT } else { 0 };
-            self.put_desc(self.desc, ids[i], addr, len, flags, next.unwrap_or(0xdead));
-        }
         let head = ids[0];
+        if let Some(packed) = &mut self.packed {
+            packed.add(list, head);
+        } else {
+            for (i, &(addr, len, flags)) in list.iter().enumerate() {
+                let next = ids.get(i + 1).copied();
+                let flags = flags | if next.is_some() { NEXT } else { 0 };
+                self.put_desc(self.desc, ids[i], addr, len, flags, next.unwrap_or(0xdead));
+            }
+        }
         self.chains[usize::from(head)] = ids;
         let written = list.iter().filter(|d| d.2 & WRITE != 0);
         self.room[usize::from(head)] = written.map(|d| d.1).sum();
@@ -267,31 +322,75 @@ impl Ring {
 
     /// Puts a head on the avail ring, not yet visible to the device.
     pub fn offer(&mut self, head: u16) {
-        let slot = self.avail + 4 + 2 * u64::from(self.avail_idx & (self.num - 1));
-        self.set_u16(slot, head);
+        if self.packed.is_none() {
+            let slot = self.avail + 4 + 2 * u64::from(self.avail_idx & (self.num - 1));
+            self.set_u16(slot, head);
+        }
         self.order.push_back(head);
         self.avail_idx = self.avail_idx.wrapping_add(1);
     }
 
+    /// Offers a chain that the driver has kept: a split ring still has its descriptors, a packed one needs them once more
+    /// (address, length, flags except NEXT).
+    pub fn offer_again(&mut self, head: u16, list: &[(u64, u32, u16)]) {
+        if let Some(packed) = &mut self.packed {
+            packed.add(list, head);
+        }
+        self.offer(head);
+    }
+
+    /// What was offered and is not yet visible to the device is the driver's again. The chains keep their heads.
+    pub fn take_back(&mut self) {
+        self.avail_idx = self.used_idx;
+        self.order.clear();
+        if let Some(packed) = &mut self.packed {
+            packed.take_back();
+        }
+    }
+
+    /// All that was offered is used. The chains keep their heads.
+    pub fn take_all(&mut self) {
+        self.used_idx = self.avail_idx;
+        self.order.clear();
+        if let Some(packed) = &mut self.packed {
+            packed.used = packed.avail;
+        }
+    }
+
     /// Makes what was offered visible to the device.
-    pub fn publish(&self) {
-        self.set_u16(self.avail + 2, self.avail_idx);
+    pub fn publish(&mut self) {
+        match &mut self.packed {
+            Some(packed) => packed.publish(),
+            None => self.set_u16(self.avail + 2, self.avail_idx),
+        }
     }
 
     /// Sets the index that the device sees to any value.
     pub fn publish_idx(&self, idx: u16) {
+        self.split();
         self.set_u16(self.avail + 2, idx);
     }
 
     /// Does the device want to be told of what was published since it was last told?
     pub fn wants_kick(&self) -> bool {
         fence(Ordering::SeqCst);
-        if self.event_idx {
+        if let Some(packed) = &self.packed {
+            packed.wants_kick()
+        } else if self.event_idx {
             let event = self.avail_event();
             let (new, old) = (self.avail_idx, self.told);
             new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
         } else {
             self.used_flags() & 1 == 0
+        }
+    }
+
+    /// Does the device want to be told of the very next chain?
+    pub fn wants_next(&self) -> bool {
+        match &self.packed {
+            Some(packed) => packed.wants_next(),
+            None if self.event_idx => self.avail_event() == self.avail_idx,
+            None => self.used_flags() & 1 == 0,
         }
     }
 
@@ -302,6 +401,9 @@ impl Ring {
             self.kick();
         }
         self.told = self.avail_idx;
+        if let Some(packed) = &mut self.packed {
+            packed.tell();
+        }
     }
 
     /// Tells the device, asked or not.
@@ -311,178 +413,52 @@ impl Ring {
 
     /// The used ring's flags: 1, no kicks wanted.
     pub fn used_flags(&self) -> u16 {
-        self.get_u16(self.used)
+        match &self.packed {
+            Some(packed) => packed.device_event().0,
+            None => self.get_u16(self.used),
+        }
     }
 
-    /// The used ring's index: how many chains the device has ever completed.
-    pub fn device_idx(&self) -> u16 {
-        self.get_u16(self.used + 2)
+    fn split(&self) {
+        assert!(self.packed.is_none(), "only a split ring has this");
     }
 
     /// The index that an avail index has to pass before the device wants a kick.
     pub fn avail_event(&self) -> u16 {
+        self.split();
         self.get_u16(self.used + 4 + 8 * u64::from(self.num))
     }
 
     /// Sets the avail ring's flags: 1, no calls wanted.
     pub fn set_avail_flags(&self, flags: u16) {
-        self.set_u16(self.avail, flags);
+        match &self.packed {
+            Some(packed) => packed.set_driver_event(flags, 0),
+            None => self.set_u16(self.avail, flags),
+        }
     }
 
-    /// Asks for a call when the used index passes `idx`.
+    /// Asks for a call when the used index passes `idx`. In a packed ring that is where its chain is, if they are used in order;
+    /// those that are not yet there are taken to have one descriptor.
     pub fn set_used_event(&self, idx: u16) {
+        if let Some(packed) = &self.packed {
+            let ahead = idx.wrapping_sub(self.used_idx) as i16;
+            let length = |&h: &u16| self.chains[usize::from(h)].len() - 1;
+            let more: usize = self
+                .order
+                .iter()
+                .take(ahead.max(0) as usize)
+                .map(length)
+                .sum();
+            let spot = match usize::try_from(ahead) {
+                Ok(ahead) => packed.used.after(ahead + more),
+                Err(_) => packed.used.before(ahead.unsigned_abs().into()),
+            };
+            if self.event_idx {
+                packed.call_at(spot);
+            }
+            return;
+        }
         self.set_u16(self.avail + 4 + 2 * u64::from(self.num), idx);
         fence(Ordering::SeqCst);
-    }
-
-    /// The entry of the used ring that `idx` falls on.
-    pub fn entry(&self, idx: u16) -> Used {
-        let slot = self.used + 4 + 8 * u64::from(idx & (self.num - 1));
-        Used {
-            id: self.get_u32(slot),
-            len: self.get_u32(slot + 4),
-        }
-    }
-
-    /// Takes one chain off the used ring, if there is one.
-    pub fn pop(&mut self) -> Option<Used> {
-        if self.in_order {
-            return self.pop_in_order();
-        }
-        if self.device_idx() == self.used_idx {
-            return None;
-        }
-        let used = self.entry(self.used_idx);
-        self.used_idx = self.used_idx.wrapping_add(1);
-        let at = self.order.iter().position(|&h| u32::from(h) == used.id);
-        at.and_then(|at| self.order.remove(at));
-        let ids = self.take_chain(used.id);
-        self.free.extend(ids.iter().rev());
-        Some(used)
-    }
-
-    /// As [`Self::pop`], where an entry may stand for chains before the one that it names: those are
-    /// full.
-    fn pop_in_order(&mut self) -> Option<Used> {
-        if self.batch.is_empty() {
-            let (last, heads) = self.peek_batch()?;
-            for head in heads {
-                let len = match u32::from(head) == last.id {
-                    true => last.len,
-                    false => self.room[usize::from(head)],
-                };
-                let id = u32::from(head);
-                self.batch.push_back(Used { id, len });
-            }
-        }
-        let used = self.batch.pop_front()?;
-        self.release(used.id);
-        Some(used)
-    }
-
-    /// Takes one entry off the used ring of a device that uses in order, and all the chains that it
-    /// stands for.
-    pub fn pop_batch(&mut self) -> Option<(Used, Vec<u16>)> {
-        let (used, heads) = self.peek_batch()?;
-        for &head in &heads {
-            self.release(u32::from(head));
-        }
-        Some((used, heads))
-    }
-
-    fn peek_batch(&self) -> Option<(Used, Vec<u16>)> {
-        let there = self.device_idx().wrapping_sub(self.used_idx);
-        if there == 0 {
-            return None;
-        }
-        let used = self.entry(self.used_idx);
-        let at = self.order.iter().position(|&h| u32::from(h) == used.id);
-        let Some(at) = at else {
-            panic!("the device used chain {} that it does not have", used.id);
-        };
-        assert!(
-            at < usize::from(there),
-            "an entry for {} chains, and an index for {there}",
-            at + 1
-        );
-        Some((used, self.order.iter().take(at + 1).copied().collect()))
-    }
-
-    /// Frees the oldest chain; its descriptors are the last that will be taken again.
-    fn release(&mut self, head: u32) {
-        self.used_idx = self.used_idx.wrapping_add(1);
-        self.order.pop_front();
-        let ids = self.take_chain(head);
-        self.free.splice(0..0, ids.into_iter().rev());
-    }
-
-    fn take_chain(&mut self, id: u32) -> Vec<u16> {
-        match self.chains.get_mut(id as usize) {
-            Some(c) if !c.is_empty() => std::mem::take(c),
-            _ => panic!("the device used chain {id} that it does not have"),
-        }
-    }
-
-    /// Sleeps until the device has used a chain, and takes it.
-    ///
-    /// It sleeps on the call eventfd, having asked for a call as the specification says: a device that
-    /// forgets to call makes this fail.
-    pub fn wait(&mut self) -> Res<Used> {
-        let deadline = deadline();
-        loop {
-            if let Some(u) = self.pop() {
-                return Ok(u);
-            }
-            if self.event_idx {
-                self.set_used_event(self.used_idx);
-                if let Some(u) = self.pop() {
-                    return Ok(u);
-                }
-            }
-            if !readable(&self.call, deadline) {
-                let late = if self.device_idx() == self.used_idx {
-                    "nor used"
-                } else {
-                    "but used"
-                };
-                let errs = self.err.read().unwrap_or(0);
-                return Err(Fail(format!(
-                    "no call in {:?}, {late} (avail {}, used {}, errors {errs})",
-                    patience(),
-                    self.avail_idx,
-                    self.used_idx
-                )));
-            }
-            let _ = self.call.read();
-        }
-    }
-
-    /// Waits until the device has used a chain without asking for a call, and takes it.
-    pub fn spin(&mut self) -> Res<Used> {
-        let mut got = None;
-        crate::sys::until(|| {
-            got = self.pop();
-            got.is_some()
-        });
-        got.ok_or_else(|| {
-            Fail(format!(
-                "nothing used in {:?} (at {})",
-                patience(),
-                self.used_idx
-            ))
-        })
-    }
-
-    /// Waits for the error eventfd. Its count is consumed.
-    pub fn wait_err(&self) -> Res {
-        let deadline = deadline();
-        crate::check!(readable(&self.err, deadline), "no error signalled");
-        let _ = self.err.read();
-        Ok(())
-    }
-
-    /// How many calls came since this was last asked.
-    pub fn calls(&self) -> u64 {
-        self.call.read().unwrap_or(0)
     }
 }

@@ -285,6 +285,7 @@ fn bytes(told: &Told) -> [u8; 72] {
     bytes[32] = match told.miss.access {
         Access::Read => 1,
         Access::Write => 2,
+        Access::ReadWrite => 3,
     };
     bytes[33] = 1;
     bytes

@@ -547,7 +547,7 @@ fn cve_2019_3900() -> Res {
                 }
             };
             s.spawn(feeder);
-            tx.publish();
+            tx.publish_idx(tx.avail_idx);
             tx.kick();
             let result = (|| -> Res {
                 check!(

@@ -154,14 +154,12 @@ fn avail_event_tx() -> Res {
         let mut g = Guest::new(Config::with(VERSION_1 | EVENT_IDX).base(base))?;
         for i in 0..20 {
             send(&mut g)?;
-            let now = g.tx.avail_idx;
             check!(
-                until(|| g.tx.avail_event() == now),
-                "packet {i}: avail event {}, avail index {now}",
-                g.tx.avail_event()
+                until(|| g.tx.wants_next()),
+                "packet {i}: no wish for the next one"
             );
         }
-        check_eq!(g.tx.used_flags(), 0, "the used ring's flags");
+        check_eq!(g.tx.used_flags() & 1, 0, "the used ring's flags");
     }
     Ok(())
 }
@@ -176,9 +174,8 @@ fn avail_event_rx() -> Res {
         g.peer.send(&frame(1, 60))?;
         g.rx.spin()?;
         g.peer.send(&frame(2, 60))?;
-        let now = g.rx.avail_idx;
         check!(
-            until(|| g.rx.avail_event() == now),
+            until(|| g.rx.wants_next()),
             "packet {i}: no wish for a kick"
         );
         let b = [g.buffer(200), g.buffer(200), g.buffer(200)];
@@ -187,10 +184,9 @@ fn avail_event_rx() -> Res {
         }
         g.rx.submit();
         g.rx.spin()?;
-        check_eq!(
-            g.rx.avail_event(),
-            now,
-            "a wish for kicks while there are buffers"
+        check!(
+            !g.rx.wants_next(),
+            "packet {i}: a wish for kicks while there are buffers"
         );
         g.peer.send(&frame(1, 60))?;
         g.peer.send(&frame(1, 60))?;
@@ -389,8 +385,10 @@ fn unreadable() -> Res {
     // Calls from now on are for an index that was passed.
     send(&mut g)?;
     g.tx.calls();
-    // The last page of the available ring, which has just the end of the entries, and the event index.
-    let (at, _) = g.mem.hva(g.tx.avail + 2 * PAGE);
+    // The last page of the available ring, which has just the end of the entries, and the event index; or the page of what a
+    // packed ring has for events.
+    let before = if packed::by_default() { 0 } else { 2 * PAGE };
+    let (at, _) = g.mem.hva(g.tx.avail + before);
     // SAFETY: a page of guest memory that nobody but the device touches any more.
     let r = unsafe { libc::mprotect(at.cast(), PAGE as usize, libc::PROT_NONE) };
     check_eq!(r, 0, "mprotect");
@@ -422,5 +420,19 @@ fn main() {
         ("kick_exchanged", kick_exchanged),
         ("unreadable", unreadable),
     ];
-    ktap::run(TESTS)
+    /// What the ring's format has a part in.
+    const PACKED: &[&str] = &[
+        "used_event_tx",
+        "used_event_rx",
+        "used_event_in_a_batch",
+        "used_event_behind",
+        "avail_event_tx",
+        "avail_event_rx",
+        "no_notify_tx",
+        "no_notify_rx",
+        "no_interrupt",
+        "kick_before_bind",
+        "unreadable",
+    ];
+    ktap::run_formats(TESTS, PACKED)
 }

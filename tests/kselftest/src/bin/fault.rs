@@ -1146,7 +1146,7 @@ fn rx() -> Res {
             if logged {
                 let bitmap = Bitmap::new(BASE + (16 << 20), 0)?;
                 check_eq!(bitmap.install(&g), 0);
-                g.net.set_features(features | LOG_ALL)?;
+                g.net.set_features(guest::of_format(features | LOG_ALL))?;
                 log = Some(bitmap);
             }
             Data {
@@ -1385,5 +1385,7 @@ fn main() {
         ("starved_and_killed", starved_and_killed),
         ("zero_copy", zero_copy),
     ];
-    ktap::run(TESTS)
+    /// What the ring's format has a part in.
+    const PACKED: &[&str] = &["tx", "rx", "behind_iotlb", "zero_copy"];
+    ktap::run_formats(TESTS, PACKED)
 }

@@ -758,5 +758,7 @@ fn main() {
         ("unanswered", unanswered),
         ("unanswered_rx", unanswered_rx),
     ];
-    ktap::run(TESTS)
+    /// What the ring's format has a part in.
+    const PACKED: &[&str] = &["unwritable_all", "unwritable_in_order"];
+    ktap::run_formats(TESTS, PACKED)
 }

@@ -380,5 +380,25 @@ fn main() {
         ("bad_readable_behind_writable", bad_readable_behind_writable),
         ("bad_entries_1025", bad_entries_1025),
     ];
-    ktap::run(TESTS)
+    /// What the ring's format has a part in.
+    const PACKED: &[&str] = &[
+        "tx",
+        "rx",
+        "full_ring",
+        "across_regions",
+        "entries_1024",
+        "bad_length",
+        "bad_length_zero",
+        "bad_length_huge",
+        "bad_length_4g",
+        "bad_address",
+        "bad_address_wraps",
+        "bad_nested",
+        "bad_nested_second",
+        "bad_entry_address",
+        "bad_direction",
+        "bad_readable_behind_writable",
+        "bad_entries_1025",
+    ];
+    ktap::run_formats(TESTS, PACKED)
 }

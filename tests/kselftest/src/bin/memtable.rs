@@ -315,5 +315,7 @@ fn main() {
         ("taken_away", taken_away),
         ("replaced_when_stopped", replaced_when_stopped),
     ];
-    ktap::run(TESTS)
+    /// What the ring's format has a part in.
+    const PACKED: &[&str] = &["taken_away", "replaced_when_stopped"];
+    ktap::run_formats(TESTS, PACKED)
 }

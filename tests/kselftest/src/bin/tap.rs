@@ -161,8 +161,8 @@ fn full_and_stopped() -> Res {
     for _ in 0..5 {
         f.g.stop()?;
         f.stands()?;
-        let next = f.g.net.get_vring_base(TX)? as u16;
-        check_eq!(next, f.g.tx.device_idx(), "the next packet to be sent");
+        let next = f.g.net.get_vring_base(TX)?;
+        check_eq!(next, f.g.tx.device_base(), "the next packet to be sent");
         f.g.start()?;
     }
     f.flows()
@@ -373,5 +373,7 @@ fn main() {
         ("interface_away", interface_away),
         ("away_and_replaced", away_and_replaced),
     ];
-    ktap::run(TESTS)
+    /// What the ring's format has a part in.
+    const PACKED: &[&str] = &["full_and_stopped", "coalesced", "backpressure"];
+    ktap::run_formats(TESTS, PACKED)
 }
