@@ -150,10 +150,11 @@ pub trait UserMemory: Copy {
     /// Writes the 16-bit word at `addr`, which is as for [`Self::load_u16`], in one access.
     fn store_u16(&self, addr: UserAddr, value: u16) -> Result;
 
-    /// Reads the 64-bit word at `addr`, in one access if that is a multiple of eight.
-    fn load_u64(&self, addr: UserAddr) -> Result<u64>;
+    /// Reads the second of the two 64-bit words at `addr`, and behind a
+    /// [barrier](Self::read_barrier) the first. Each is one access if `addr` is a multiple of eight.
+    fn read_u64x2_last_first(&self, addr: UserAddr) -> Result<[u64; 2]>;
 
-    /// Writes the 64-bit word at `addr`, as [`Self::load_u64`] reads it.
+    /// Writes the 64-bit word at `addr`, in one access if that is a multiple of eight.
     fn store_u64(&self, addr: UserAddr, value: u64) -> Result;
 
     /// Sets the bits of `mask` in the 32-bit word at `addr`, which is a multiple of four, in one

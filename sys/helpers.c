@@ -219,11 +219,6 @@ __vhost_helper int rust_helper_put_user_u16(u16 value, u16 __user *addr)
 	return put_user(value, addr);
 }
 
-__vhost_helper int rust_helper_get_user_u64(u64 *value, const u64 __user *addr)
-{
-	return get_user(*value, addr);
-}
-
 __vhost_helper int rust_helper_put_user_u64(u64 value, u64 __user *addr)
 {
 	return put_user(value, addr);
@@ -235,6 +230,22 @@ __vhost_helper int rust_helper_get_user_u64x2(u64 *to, const u64 __user *from)
 	scoped_user_read_access_size(from, 2 * sizeof(*from), Efault) {
 		unsafe_get_user(to[0], from, Efault);
 		unsafe_get_user(to[1], from + 1, Efault);
+	}
+	return 0;
+
+Efault:
+	return -EFAULT;
+}
+
+/* The second word says whether the first one means anything. */
+__vhost_helper int rust_helper_get_user_u64x2_last_first(u64 *to, const u64 __user *from)
+{
+	might_fault();
+	scoped_user_read_access_size(from, 2 * sizeof(*from), Efault) {
+		unsafe_get_user(to[1], from + 1, Efault);
+		/* Pairs with the write barrier before the second word is written. */
+		smp_rmb();
+		unsafe_get_user(to[0], from, Efault);
 	}
 	return 0;
 

@@ -208,12 +208,14 @@ mod uaccess {
         MEM.read(addr, &mut buf) == Err(EFAULT)
             && MEM.read_uninit(addr, &mut uninit) == Err(EFAULT)
             && MEM.read_u64x2(addr) == Err(EFAULT)
+            && MEM.read_u64x2_last_first(addr) == Err(EFAULT)
     }
 
     /// The same for those that write.
     fn refuses_writes(addr: UserAddr) -> bool {
         MEM.write(addr, &[0x5a; 16]) == Err(EFAULT)
             && MEM.store_u16(addr, 0x5a5a) == Err(EFAULT)
+            && MEM.store_u64(addr, 0x5a5a) == Err(EFAULT)
             && MEM.set_bits(addr, 0x5a5a_5a5a) == Err(EFAULT)
     }
 
@@ -242,6 +244,11 @@ mod uaccess {
         MEM.store_u16(page.offset(2), 0xabcd)?;
         assert_eq!(MEM.load_u16(page.offset(2))?, 0xabcd);
         assert_eq!(MEM.load_u16(page.offset(4))?.to_ne_bytes(), bytes[4..6]);
+
+        MEM.store_u64(page.offset(8), 0x0123_4567_89ab_cdef)?;
+        let words = MEM.read_u64x2_last_first(page)?;
+        assert_eq!(words, MEM.read_u64x2(page)?);
+        assert_eq!(words[1], 0x0123_4567_89ab_cdef);
         Ok(())
     }
 
@@ -270,6 +277,7 @@ mod uaccess {
         let bytes: [u8; 16] = core::array::from_fn(|i| 0x80 + i as u8);
         MEM.write(addr, &bytes)?;
         assert_eq!(MEM.read_u64x2(addr)?[1].to_ne_bytes(), bytes[8..]);
+        assert_eq!(MEM.read_u64x2_last_first(addr)?, MEM.read_u64x2(addr)?);
         Ok(())
     }
 

@@ -170,10 +170,10 @@ impl UserMemory for CurrentMm<'_> {
     }
 
     #[inline(always)]
-    fn load_u64(&self, addr: UserAddr) -> Result<u64> {
-        let mut value = 0;
-        // SAFETY: `value` is valid for the write of a `u64`. The function checks the user address.
-        let err = unsafe { bindings::get_user_u64(&mut value, addr.get() as *const u64) };
+    fn read_u64x2_last_first(&self, addr: UserAddr) -> Result<[u64; 2]> {
+        let (mut value, from) = ([0; 2], addr.get() as *const u64);
+        // SAFETY: `value` is valid for writes of two words. The function checks the user address.
+        let err = unsafe { bindings::get_user_u64x2_last_first(value.as_mut_ptr(), from) };
         if err != 0 {
             return Err(EFAULT);
         }

@@ -141,10 +141,14 @@ impl Area {
         mem.store_u16(self.at(offset, 2)?, value)
     }
 
-    /// Reads the 64-bit word at `offset`, a multiple of eight.
+    /// Reads 16 bytes from `offset`, a multiple of 16, as [`UserMemory::read_u64x2_last_first`].
     #[inline(always)]
-    pub(super) fn load_u64(&self, mem: impl UserMemory, offset: u64) -> Result<u64> {
-        mem.load_u64(self.at(offset, size_of::<u64>())?)
+    pub(super) fn read_u64x2_last_first(
+        &self,
+        mem: impl UserMemory,
+        offset: u64,
+    ) -> Result<[u64; 2]> {
+        mem.read_u64x2_last_first(self.at(offset, size_of::<[u64; 2]>())?)
     }
 
     /// Writes the 64-bit word at `offset`, a multiple of eight.

@@ -204,10 +204,16 @@ impl RingMemory {
             .because(Why::DescriptorRead)
     }
 
-    /// Reads the 64-bit word at `offset` of the descriptors, in little-endian order.
+    /// Reads the 16 bytes at `offset` of the descriptors, a multiple of that, as two words in
+    /// little-endian order: the second one first, and behind a read barrier the other one.
     #[inline(always)]
-    pub(super) fn load_desc(&self, mem: impl UserMemory, offset: u64) -> Result<u64> {
-        Ok(u64::from_le(self.desc.load_u64(mem, offset)?))
+    pub(super) fn read_desc_last_first(
+        &self,
+        mem: impl UserMemory,
+        offset: u64,
+    ) -> Result<[u64; 2]> {
+        let words = self.desc.read_u64x2_last_first(mem, offset)?;
+        Ok(words.map(u64::from_le))
     }
 
     /// Reads the 16-bit field at `offset` of the descriptors, in little-endian order.

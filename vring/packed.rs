@@ -193,17 +193,14 @@ impl Packed {
         mem: M,
         place: Place,
     ) -> Result<Option<Desc>, Fault> {
-        let offset = desc::offset(place.index());
-        let word = memory
-            .load_desc(mem, offset.wrapping_add(desc::WORD))
+        // The flags before all else of the chain; pairs with the write barrier that the driver has
+        // before it writes the flags of a chain's first descriptor.
+        let [addr, word] = memory
+            .read_desc_last_first(mem, desc::offset(place.index()))
             .because(Why::DescriptorRead)?;
         if !desc::is_available(desc::flags_of(word), place) {
             return Ok(None);
         }
-        // The flags before all else of the chain; pairs with the write barrier that the driver has
-        // before it writes the flags of a chain's first descriptor.
-        mem.read_barrier();
-        let addr = memory.load_desc(mem, offset).because(Why::DescriptorRead)?;
         Ok(Some(Desc::new(addr, word)))
     }
 

@@ -282,10 +282,12 @@ impl UserMemory for &Mem {
         self.put_noted(addr.get(), &value.to_ne_bytes(), 2)
     }
 
-    fn load_u64(&self, addr: UserAddr) -> Result<u64> {
-        let mut bytes = [0; 8];
-        self.get_noted(addr.get(), &mut bytes, 8)?;
-        Ok(u64::from_ne_bytes(bytes))
+    fn read_u64x2_last_first(&self, addr: UserAddr) -> Result<[u64; 2]> {
+        let mut bytes = [[0; 8]; 2];
+        self.get_noted(addr.get() + 8, &mut bytes[1], 8)?;
+        self.read_barrier();
+        self.get_noted(addr.get(), &mut bytes[0], 8)?;
+        Ok(bytes.map(u64::from_ne_bytes))
     }
 
     fn store_u64(&self, addr: UserAddr, value: u64) -> Result {

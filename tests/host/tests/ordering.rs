@@ -226,7 +226,7 @@ impl UserMemory for &Device {
         Ok(())
     }
 
-    fn load_u64(&self, _addr: UserAddr) -> Result<u64> {
+    fn read_u64x2_last_first(&self, _addr: UserAddr) -> Result<[u64; 2]> {
         Err(EFAULT)
     }
 

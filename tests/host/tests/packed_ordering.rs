@@ -46,6 +46,9 @@ const LOG: u64 = 0x5000;
 enum Barrier {
     /// The one in this line of a source file of the module.
     Device(&'static str, u32),
+    /// The device's read barrier between the two words of a descriptor, which is in
+    /// `read_u64x2_last_first`: in `sys/helpers.c`, and here.
+    InDescriptor,
     /// The driver's write barrier between the rest of a chain and the flags of its first descriptor.
     AddBeforeFlags,
     /// The driver's full barrier between these and its look whether a kick is wanted.
@@ -56,7 +59,8 @@ enum Barrier {
     ArmBeforeFlags,
 }
 
-const OTHERS: [Barrier; 4] = [
+const OTHERS: [Barrier; 5] = [
+    Barrier::InDescriptor,
     Barrier::AddBeforeFlags,
     Barrier::FlagsBeforeKick,
     Barrier::FlagsBeforeRest,
@@ -178,13 +182,17 @@ impl UserMemory for &Device {
         Ok(())
     }
 
-    fn load_u64(&self, addr: UserAddr) -> Result<u64> {
-        let at = addr.get() - DESC;
-        let index = at as usize / 16;
-        Ok(match at % 16 {
-            0 => self.0.addrs[index].get(),
-            _ => self.0.words[index].load(Ordering::Relaxed),
-        })
+    fn read_u64x2_last_first(&self, addr: UserAddr) -> Result<[u64; 2]> {
+        let index = (addr.get() - DESC) as usize / 16;
+        let word = self.0.words[index].load(Ordering::Relaxed);
+        self.0.fence(Barrier::InDescriptor, Ordering::Acquire);
+        // What the driver may be writing just now, and means nothing then, is not looked at.
+        let flags = (word >> 48) as u16;
+        let addr = match flags & (F_AVAIL | F_USED) {
+            F_AVAIL | F_USED => self.0.addrs[index].get(),
+            _ => 0,
+        };
+        Ok([addr, word])
     }
 
     fn store_u64(&self, addr: UserAddr, value: u64) -> Result {
