@@ -150,6 +150,27 @@ impl<T: Wake> PollEntry<T> {
         Ok(())
     }
 
+    /// Tells another target from now on, if the entry is started. When this returns, the one before is
+    /// told no more; no event is lost in between.
+    pub fn set_target(self: Pin<&mut Self>, target: Arc<T>) {
+        let inner = self.inner.get();
+        // SAFETY: As for the first look at `queue` in `start`.
+        let Some(queue) = NonNull::new(unsafe { (*inner).queue }) else {
+            return;
+        };
+        // SAFETY: By the type invariant the file keeps the queue, which has the entry on it: the
+        // callback reads `target` with the queue's lock held. The old one came from `into_raw`, and
+        // is not read any more.
+        // INVARIANT: So does the new one.
+        let old = unsafe {
+            let flags = local::wait_queue_lock(queue.as_ptr());
+            let old = ptr::replace(&raw mut (*inner).target, Arc::into_raw(target));
+            local::wait_queue_unlock(queue.as_ptr(), flags);
+            Arc::from_raw(old)
+        };
+        drop(old);
+    }
+
     /// Stops to wait. When this returns, the target is told no more. May be called at any time.
     pub fn stop(self: Pin<&mut Self>) {
         // SAFETY: We don't move out of the entry.
@@ -218,7 +239,7 @@ impl<T: Wake> PollEntry<T> {
         key: *mut c_void,
     ) -> c_int {
         // SAFETY: By the safety requirement `wait` is part of an `Inner<T>` on a queue: then
-        // `target` is valid, and it, `mask` and `token` don't change until the entry is off.
+        // `target` is valid, and does not change while the queue is locked; `mask` and `token` never do.
         unsafe {
             let inner = container_of!(wait, Inner<T>, wait);
             if key as usize as u32 & (*inner).mask != 0 {

@@ -3,9 +3,9 @@
 //! The generic vhost device: its owner, its queues, and who may have what locked.
 //!
 //! Lock order: the device's state, then its queues by their index, then the IOTLB, then the
-//! misses. What a turn of the worker uses is under the mutexes of its queue and of the IOTLB; the
-//! other queue it only tries to lock. The worker is never stopped, and never waited for, under the
-//! mutex of a queue.
+//! misses. What a turn of a worker uses is under the mutexes of its queue and of the IOTLB; the
+//! other queue it only tries to lock. A worker is never stopped, and never waited for, under the
+//! mutex of a queue. Which worker runs which queue, [`assign`](super::assign) says.
 
 #![forbid(unsafe_code)]
 
@@ -18,10 +18,7 @@ use super::{
         QueueState, //
     },
     shown::Shown,
-    state::{
-        Owner,
-        State, //
-    },
+    state::State,
     work::{
         WorkBits,
         QUEUES, //
@@ -42,6 +39,7 @@ use crate::{
     sys::{
         compat::ENOBUFS,
         counter::Waiters,
+        poll::Wake,
         sched::cond_resched,
         uaccess::CurrentMm, //
     },
@@ -57,11 +55,9 @@ use kernel::{
     new_spinlock,
     prelude::*,
     sync::{
-        aref::ARef,
         lock::mutex::MutexGuard,
         poll::PollCondVar,
         Arc,
-        ArcBorrow,
         Mutex,
         SpinLock, //
     }, //
@@ -93,13 +89,20 @@ pub trait Driver: Sized + Send + Sync + 'static {
     /// there is no such want.
     fn run(device: &Device<Self>, mm: CurrentMm<'_>, index: usize, cause: Cause) -> u32;
 
+    /// What [`Self::follow_worker`] lets go of.
+    type Kept;
+
+    /// The queue has another worker: has what else wakes the one before wake that. What is returned
+    /// keeps the one before, and is dropped with no queue locked, since it may wait.
+    fn follow_worker(queue: &mut Queue<Self>) -> Self::Kept;
+
     /// Waits until nothing that was begun before uses guest memory any more.
     ///
     /// The caller has the device's state locked, and no queue.
     fn flush(device: &Device<Self>);
 }
 
-/// Why a queue runs.
+/// Why a queue runs, and who runs it.
 #[derive(Clone, Copy, Debug)]
 pub struct Cause {
     /// Who runs it.
@@ -114,6 +117,19 @@ pub struct Cause {
     pub woken: bool,
     /// Nanoseconds since the kick; 0 if that is not known.
     pub since: u64,
+}
+
+impl Cause {
+    /// Tells `worker`, whom queue `index` belongs to by now.
+    #[cold]
+    fn pass_on(&self, index: usize, worker: &impl Wake) {
+        if self.kicked {
+            worker.wake(WorkBits::kick(index));
+        }
+        if self.ready {
+            worker.wake(WorkBits::ready(index));
+        }
+    }
 }
 
 /// A vhost device.
@@ -135,6 +151,8 @@ pub struct Device<D: Driver> {
     pub(super) readers: PollCondVar,
     /// How many of the owner's threads want to lock what the worker may have locked.
     lock_waiters: Waiters,
+    /// How many workers want to lock the IOTLB.
+    iotlb_waiters: Waiters,
 }
 
 impl<D: Driver> Device<D> {
@@ -152,6 +170,7 @@ impl<D: Driver> Device<D> {
                 misses <- new_spinlock!(Misses::new()?, "vhost_misses"),
                 readers <- new_poll_condvar!("vhost_readers"),
                 lock_waiters: Waiters::new(),
+                iotlb_waiters: Waiters::new(),
             }),
             GFP_KERNEL,
         )
@@ -186,15 +205,28 @@ impl<D: Driver> Device<D> {
         QueueGuard::<D>::for_owner(self.lock_for_owner(queue))
     }
 
-    /// Locks a queue, for `worker`. There is none if that is not whom it belongs to any more: a
-    /// worker may go on for a while after its owner has given the device back, and another owner's
-    /// queue is in other memory than its own.
-    pub fn queue_to_run(&self, index: usize, worker: WorkerId) -> Option<QueueGuard<'_, D>> {
+    /// Locks a queue, for the worker of `cause`. There is none if that is not whom it belongs to any
+    /// more: a worker may go on for a while after its owner has given the device back, and another
+    /// owner's queue is in other memory than its own. Who it belongs to then is told.
+    pub fn queue_to_run(&self, index: usize, cause: &Cause) -> Option<QueueGuard<'_, D>> {
         let queue = self.find_queue(index)?.lock();
-        if queue.worker.as_ref()?.id() != worker {
+        let worker = queue.worker.as_ref()?;
+        if worker.id() != cause.worker {
+            cause.pass_on(index, &**worker);
             return None;
         }
         Some(QueueGuard::<D>::new(queue))
+    }
+
+    /// Locks the IOTLB, for a turn: another worker's may have it.
+    pub fn iotlb_to_run<'a>(&self, iotlb: &'a Mutex<Iotlb>) -> MutexGuard<'a, Iotlb> {
+        let locked = iotlb.try_lock();
+        locked.unwrap_or_else(|| self.iotlb_waiters.during(|| iotlb.lock()))
+    }
+
+    /// Who waits for that.
+    pub fn iotlb_waiters(&self) -> &Waiters {
+        &self.iotlb_waiters
     }
 
     /// Locks the queue beside the one of this index, for a worker that has that one locked. It may
@@ -218,32 +250,6 @@ impl<D: Driver> Device<D> {
     /// Whether `f` is true of each queue, locked in turn.
     fn all_queues(&self, mut f: impl FnMut(&Queue<D>) -> bool) -> bool {
         f(&self.lock_queue(&self.first)) && f(&self.lock_queue(&self.second))
-    }
-
-    /// Makes the current process the owner.
-    ///
-    /// Fails with [`EBUSY`] if there is one, with [`EPERM`] if the process has no address space,
-    /// and with [`ENOMEM`]; with [`ERESTARTNOINTR`], which the caller does not see, if a signal came
-    /// first. `state` is ours, locked.
-    pub fn set_owner(this: ArcBorrow<'_, Self>, state: &mut State<Self>) -> Result {
-        if state.has_owner() {
-            return Err(EBUSY);
-        }
-        let mm = ARef::from(current!().mm().ok_or(EPERM)?);
-        let worker = Worker::new(this.into(), &mm, state.fork).map_err(|err| match err {
-            // A signal was pending. It is handled, and the call is made again.
-            ERESTARTNOINTR => err,
-            // Whatever else the reason is, this is what it is called.
-            _ => ENOMEM,
-        })?;
-        let identity = worker.identity();
-        this.each_queue(|queue| {
-            queue.worker = Some(worker.clone());
-            queue.identity = Some(identity.clone());
-            queue.stats.set_owner(identity.owner());
-        });
-        state.owner = Some(Owner { mm, worker });
-        Ok(())
     }
 
     /// Makes the device as good as new, but for a memory table, which is empty then.

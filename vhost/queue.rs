@@ -115,6 +115,8 @@ pub struct Queue<S: QueueState, W: Wake> {
     pub(super) worker: Option<Arc<W>>,
     /// What that is called.
     pub(super) identity: Option<Arc<Identity>>,
+    /// The same worker runs the other queue.
+    pub(super) shares_worker: bool,
     pub(super) kick: Option<EventFdFile>,
     pub(super) kick_poll: QueuePoll<W>,
     pub(super) call: Option<EventFdCtx>,
@@ -149,6 +151,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
             index,
             worker: None,
             identity: None,
+            shares_worker: true,
             kick: None,
             kick_poll: kick_poll(index)?,
             call: None,
@@ -216,6 +219,18 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         // A unit is the microsecond of the C driver: 1024 ns.
         let timeout = i64::from(self.busyloop_timeout) << 10;
         (timeout > 0).then_some(Delta::from_nanos(timeout))
+    }
+
+    /// Has another worker run the queue: kicks wake that from now on. Returns the one before.
+    pub(super) fn set_worker(&mut self, worker: Arc<W>, identity: Arc<Identity>) -> Option<Arc<W>> {
+        self.kick_poll.as_mut().set_target(worker.clone());
+        self.identity = Some(identity);
+        self.worker.replace(worker)
+    }
+
+    /// Whether the worker runs the other queue too.
+    pub fn shares_worker(&self) -> bool {
+        self.shares_worker
     }
 
     /// Who runs this queue, once there is an owner.

@@ -106,6 +106,10 @@ impl<R: Run> Work for Runner<R> {
             self.set.add(rest.bits);
         }
     }
+
+    fn killed(&self) {
+        self.identity.end();
+    }
 }
 
 /// The thread of a [`Worker`].
@@ -166,6 +170,20 @@ impl<R: Run> Worker<R> {
     /// What the thread and its owner are called.
     pub fn identity(&self) -> Arc<Identity> {
         self.runner.identity.clone()
+    }
+
+    /// Whether the thread was killed with its process: it runs nothing any more.
+    pub fn was_killed(&self) -> bool {
+        self.runner.identity.was_killed()
+    }
+
+    /// Has `other` do what this was to do for queue `index` and has not begun.
+    pub fn leave_to(&self, other: &Self, index: usize) {
+        for bit in WorkBits::of(index) {
+            if self.runner.set.remove(bit) {
+                other.wake(bit);
+            }
+        }
     }
 
     /// Whether there is something to do that was not begun.

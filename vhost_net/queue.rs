@@ -19,6 +19,7 @@ use crate::{
     sys::{
         poll,
         socket::Socket,
+        ubuf::Replaced,
         xdp::XdpBatch, //
     },
     vhost::{
@@ -98,6 +99,15 @@ impl QueueState for NetQueue {
         self.retries = 0;
         self.backend.take()
     }
+}
+
+/// The queue has another worker: its backend, and packets that are sent without a copy, wake that from
+/// now on. What is returned keeps the one before.
+pub fn follow_worker(queue: &mut Queue) -> Option<Replaced<Worker>> {
+    let worker = queue.worker()?;
+    let state = &mut queue.state;
+    state.poll.as_mut().set_target(worker.clone());
+    Some(state.zerocopy()?.set_worker(worker))
 }
 
 /// Has the queue run when `sock`, its backend's, gets ready.

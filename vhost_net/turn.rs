@@ -72,7 +72,7 @@ pub fn turn(device: &Device, mm: CurrentMm<'_>, queue: &mut Queue, cause: Cause)
     }
     queue.go_on();
     let iotlb = queue.iotlb.clone();
-    let iotlb = iotlb.as_ref().map(|iotlb| iotlb.lock());
+    let iotlb = iotlb.as_deref().map(|iotlb| device.iotlb_to_run(iotlb));
     let mut maps = mem.maps();
     if let Some(iotlb) = &iotlb {
         if let Err(fault) = queue.ring.find(iotlb) {

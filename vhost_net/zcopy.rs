@@ -18,6 +18,7 @@ use crate::{
         ubuf::{
             self,
             InFlight,
+            Replaced,
             UserBufs,
             MAX_PACKETS, //
         },
@@ -76,6 +77,11 @@ impl<W: Wake> ZeroCopy<W> {
             held: false,
             refused: false,
         })
+    }
+
+    /// Has another worker told that packets are done. What is returned keeps the one before.
+    pub fn set_worker(&mut self, worker: Arc<W>) -> Replaced<W> {
+        self.bufs.set_target(worker)
     }
 
     /// This, if a packet of `len` bytes, with the backend's header, is to go without a copy to
