@@ -165,19 +165,23 @@ impl DirtyLog {
     }
 }
 
-/// A list of written ranges that never allocates once made.
+/// A list of written ranges. Its room is made when something is written to be logged, and kept.
 pub struct DirtyList(List<Dirty>);
 
 impl DirtyList {
-    /// Makes an empty list with room for [`MAX_SEGMENTS`]: a chain has no more writable pieces.
+    /// Makes an empty list.
     ///
     /// Fails with [`ENOMEM`].
     pub fn new() -> Result<Self> {
-        Ok(Self(List::new(MAX_SEGMENTS)?))
+        Ok(Self(List::new(0)?))
     }
 
-    /// Adds a range. Fails with [`ENOBUFS`] when there are [`MAX_SEGMENTS`] already.
+    /// Adds a range. Fails with [`ENOBUFS`] when there are [`MAX_SEGMENTS`] already, as many as a
+    /// chain has writable pieces, and with [`ENOMEM`].
     pub fn push(&mut self, dirty: Dirty) -> Result {
+        if self.0.is_full() {
+            self.0.grow(MAX_SEGMENTS)?;
+        }
         self.0.push(dirty)
     }
 

@@ -16,12 +16,13 @@
 //!   [`identity`]: what its worker is called; [`kicks`]: when it was kicked.
 //! - [`device`]: the owner ([`state`]) and the queues, and which lock comes first; runs a queue
 //!   for the worker. [`ioctl`], [`fd`] and [`features_arg`]: what the owner asks for.
-//!   [`misses`] and [`message_io`]: what they tell each other of the IOTLB. [`fdinfo`]: what
+//!   [`misses`], [`message_io`] and [`behind`]: what they tell each other of the IOTLB. [`fdinfo`]: what
 //!   others see.
 
 #![forbid(unsafe_code)]
 
 mod assign;
+mod behind;
 mod device;
 mod fd;
 mod fdinfo;

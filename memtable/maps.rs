@@ -138,15 +138,15 @@ impl Maps {
 
     /// Makes room for so many maps more. Fails with [`ENOMEM`].
     pub(super) fn reserve(&mut self, count: usize) -> Result {
-        self.slots.reserve(count, GFP_KERNEL)?;
-        Ok(self.order.reserve(count, GFP_KERNEL)?)
+        self.slots.reserve(count, GFP_KERNEL_ACCOUNT)?;
+        Ok(self.order.reserve(count, GFP_KERNEL_ACCOUNT)?)
     }
 
     /// Adds a map, of which [`Self::link`] has to be told the place that is returned.
     ///
     /// Fails with [`ENOMEM`].
     pub(super) fn add(&mut self, first: u64, last: u64, user: UserAddr, perm: u8) -> Result<usize> {
-        self.order.reserve(1, GFP_KERNEL)?;
+        self.order.reserve(1, GFP_KERNEL_ACCOUNT)?;
         let map = Map {
             from: first,
             until: last,
@@ -165,7 +165,7 @@ impl Maps {
             slot
         } else {
             let slot = u32::try_from(self.slots.len()).map_err(|_| ENOMEM)?;
-            self.slots.push(map, GFP_KERNEL)?;
+            self.slots.push(map, GFP_KERNEL_ACCOUNT)?;
             slot
         };
         // INVARIANT: It is the youngest, and behind all that start where it does.

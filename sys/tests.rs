@@ -813,6 +813,8 @@ impl Work for Writer {
         self.runs.fetch_add(1, Full);
         self.done.complete_all();
     }
+
+    fn killed(&self) {}
 }
 
 #[kunit_tests(vhost_net_kthread)]

@@ -236,7 +236,7 @@ impl<T: Wake> UserBufs<T> {
                 token,
                 slots <- Opaque::ffi_init(|_| ()),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         // INVARIANT: There are no packets.
         Ok(Self {

@@ -163,7 +163,7 @@ impl<T: Work> VhostTask<T> {
                 over <- new_condvar!("vhost_task_over"),
                 stopping <- new_work!("vhost_task_stopping"),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         // SAFETY: The functions are for a `Job<T>`, which `arg` points to; `job` keeps it alive
         // until the task was stopped. The name is copied.

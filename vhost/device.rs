@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 use super::{
+    behind::Behind,
     guard,
     kicks::Kicks,
     misses::Misses,
@@ -138,9 +139,9 @@ pub struct Device<D: Driver> {
     #[pin]
     pub(super) state: Mutex<State<Self>>,
     #[pin]
-    pub(super) first: Mutex<Queue<D>>,
+    pub(super) first: Mutex<KBox<Queue<D>>>,
     #[pin]
-    pub(super) second: Mutex<Queue<D>>,
+    pub(super) second: Mutex<KBox<Queue<D>>>,
     /// What others see of the queues.
     pub(super) shown: [Arc<Shown>; QUEUES],
     /// What the owner is to be told.
@@ -159,20 +160,22 @@ impl<D: Driver> Device<D> {
     /// Makes a device without an owner. Fails with [`ENOMEM`].
     pub fn new() -> Result<Arc<Self>> {
         let shown = [Shown::new(0)?, Shown::new(1)?];
-        let [first, second] = shown.clone();
+        let [first, second] = &shown;
+        let first = Queue::<D>::new(0, D::new_queue(0)?, first.clone())?;
+        let second = Queue::<D>::new(1, D::new_queue(1)?, second.clone())?;
         Arc::pin_init(
             try_pin_init!(Self {
                 shown,
                 state <- new_mutex!(State::new(), "vhost_device"),
                 // A class for each queue: the lock validator knows them apart.
-                first <- new_mutex!(Queue::<D>::new(0, D::new_queue(0)?, first)?, "vhost_first_queue"),
-                second <- new_mutex!(Queue::<D>::new(1, D::new_queue(1)?, second)?, "vhost_second_queue"),
-                misses <- new_spinlock!(Misses::new()?, "vhost_misses"),
+                first <- new_mutex!(first, "vhost_first_queue"),
+                second <- new_mutex!(second, "vhost_second_queue"),
+                misses <- new_spinlock!(Misses::none(), "vhost_misses"),
                 readers <- new_poll_condvar!("vhost_readers"),
                 lock_waiters: Waiters::new(),
                 iotlb_waiters: Waiters::new(),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 
@@ -181,7 +184,7 @@ impl<D: Driver> Device<D> {
         self.state.lock()
     }
 
-    fn find_queue(&self, index: usize) -> Option<&Mutex<Queue<D>>> {
+    fn find_queue(&self, index: usize) -> Option<&Mutex<KBox<Queue<D>>>> {
         match index {
             0 => Some(&self.first),
             1 => Some(&self.second),
@@ -201,7 +204,7 @@ impl<D: Driver> Device<D> {
         Ok(self.lock_queue(queue))
     }
 
-    fn lock_queue<'a>(&self, queue: &'a Mutex<Queue<D>>) -> QueueGuard<'a, D> {
+    fn lock_queue<'a>(&self, queue: &'a Mutex<KBox<Queue<D>>>) -> QueueGuard<'a, D> {
         QueueGuard::<D>::for_owner(self.lock_for_owner(queue))
     }
 
@@ -259,7 +262,7 @@ impl<D: Driver> Device<D> {
     pub fn reset_owner(&self) -> Result {
         let mut state = self.state.lock();
         state.check_owner()?;
-        let mem = Arc::new(MemTable::new([].into_iter())?, GFP_KERNEL)?;
+        let mem = Arc::new(MemTable::new([].into_iter())?, GFP_KERNEL_ACCOUNT)?;
         self.stop(&mut state);
         self.each_queue(|queue| queue.set_mem(mem.clone()));
         state.mem = Some(mem);
@@ -305,31 +308,28 @@ impl<D: Driver> Device<D> {
             return Err(EFAULT);
         }
         // Where there was an IOTLB before, what it knew may be out of date.
-        state.iotlb = if features.has(Features::ACCESS_PLATFORM) {
-            Some(Self::new_iotlb().map_err(|_| EFAULT)?)
-        } else {
-            None
-        };
+        let mut behind = None;
+        if features.has(Features::ACCESS_PLATFORM) {
+            behind = Some(Behind::new().map_err(|_| EFAULT)?);
+        }
+        state.iotlb = behind.as_ref().map(|behind| behind.iotlb.clone());
         self.each_queue(|queue| {
             queue.set_iotlb(state.iotlb.clone());
+            if let Some(behind) = &mut behind {
+                let ahead = behind.ahead.get_mut(queue.index);
+                ahead.into_iter().for_each(|a| queue.ahead.take_room(a));
+            }
             queue.features = features;
             queue.ring.set_features(features);
             f(queue);
         });
-        if state.iotlb.is_some() {
-            self.misses.lock().open();
+        if let Some(behind) = &mut behind {
+            self.misses.lock().open(&mut behind.misses);
         } else {
             self.misses.lock().close();
             self.readers.notify_all();
         }
         Ok(())
-    }
-
-    fn new_iotlb() -> Result<Arc<Mutex<Iotlb>>> {
-        let limit = crate::parameters::max_iotlb_entries();
-        let limit = usize::try_from(limit).ok().filter(|&limit| limit > 0);
-        let iotlb = Iotlb::new(limit.ok_or(EINVAL)?);
-        Arc::pin_init(new_mutex!(iotlb, "vhost_iotlb"), GFP_KERNEL)
     }
 
     /// Sets the features of the interface between the owner and the device, of

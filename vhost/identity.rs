@@ -36,7 +36,7 @@ impl Identity {
             number: Counter::new(),
             killed: Counter::new(),
         };
-        Ok(Arc::new(identity, GFP_KERNEL)?)
+        Ok(Arc::new(identity, GFP_KERNEL_ACCOUNT)?)
     }
 
     /// The current thread is the worker.

@@ -72,14 +72,20 @@ pub trait QueueState: Send + Unpin {
 pub type QueuePoll<W> = Pin<KBox<PollEntry<W>>>;
 
 fn kick_poll<W: Wake>(index: usize) -> Result<QueuePoll<W>> {
-    KBox::pin_init(PollEntry::new(poll::IN, WorkBits::kick(index)), GFP_KERNEL)
+    KBox::pin_init(
+        PollEntry::new(poll::IN, WorkBits::kick(index)),
+        GFP_KERNEL_ACCOUNT,
+    )
 }
 
 /// Makes the entry that waits for the backend of queue `index`, for the events of `mask`.
 ///
 /// Fails with [`ENOMEM`].
 pub fn backend_poll<W: Wake>(index: usize, mask: u32) -> Result<QueuePoll<W>> {
-    KBox::pin_init(PollEntry::new(mask, WorkBits::ready(index)), GFP_KERNEL)
+    KBox::pin_init(
+        PollEntry::new(mask, WorkBits::ready(index)),
+        GFP_KERNEL_ACCOUNT,
+    )
 }
 
 /// A queue of a device.
@@ -134,12 +140,13 @@ pub struct Queue<S: QueueState, W: Wake> {
 
 impl<S: QueueState, W: Wake> Queue<S, W> {
     /// A queue of a new device, with this number. Fails with [`ENOMEM`].
-    pub(super) fn new(index: usize, state: S, shown: Arc<Shown>) -> Result<Self> {
-        Ok(Self {
+    pub(super) fn new(index: usize, state: S, shown: Arc<Shown>) -> Result<KBox<Self>> {
+        // In its place: it is large for a stack.
+        let queue = try_init!(Self {
             ring: Vring::new()?,
             mem: None,
             iotlb: None,
-            ahead: Ahead::new()?,
+            ahead: Ahead::none(),
             wanted: Wanted::default(),
             features: Features::default(),
             state,
@@ -162,7 +169,8 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
             legacy_endian: Endian::NATIVE,
             busyloop_timeout: 0,
             message_kind: uapi::IOTLB_MSG,
-        })
+        });
+        KBox::init(queue, GFP_KERNEL_ACCOUNT)
     }
 
     /// Puts the queue into the state of a new device, but for its statistics, and what the device

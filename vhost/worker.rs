@@ -152,14 +152,14 @@ impl<R: Run> Worker<R> {
             kcov: Handle::of_current(),
             target,
         };
-        let runner = Arc::new(runner, GFP_KERNEL)?;
+        let runner = Arc::new(runner, GFP_KERNEL_ACCOUNT)?;
         let name = CString::try_from_fmt(fmt!("vhost-{}", current!().pid()))?;
         let thread = if fork {
             Thread::Owner(VhostTask::spawn(runner.clone(), &name)?)
         } else {
             Thread::Kernel(Kthread::spawn(runner.clone(), &name, mm.into())?)
         };
-        Ok(Arc::new(Self { runner, thread }, GFP_KERNEL)?)
+        Ok(Arc::new(Self { runner, thread }, GFP_KERNEL_ACCOUNT)?)
     }
 
     /// Which one it is.

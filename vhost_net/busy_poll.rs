@@ -94,7 +94,7 @@ impl BusyPoll<'_> {
         // Another worker looks for what it has to do itself.
         let mut other = other
             .as_deref_mut()
-            .filter(|other| self.may_look(queue, other));
+            .and_then(|other| self.may_look(queue, other).then_some(other));
         if let Some(other) = &mut other {
             // Only advice to the driver: if it can't be given, the queue's own turn will say so.
             let _ = other.disable_kicks(mm);

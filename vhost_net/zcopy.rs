@@ -65,9 +65,9 @@ impl<W: Wake> ZeroCopy<W> {
     ///
     /// Fails with [`ENOMEM`].
     pub fn new(index: usize, worker: Arc<W>) -> Result<Self> {
-        let mut chains = KVec::with_capacity(MAX_PACKETS, GFP_KERNEL)?;
+        let mut chains = KVec::with_capacity(MAX_PACKETS, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..MAX_PACKETS {
-            chains.push(None, GFP_KERNEL)?;
+            chains.push(None, GFP_KERNEL_ACCOUNT)?;
         }
         Ok(Self {
             bufs: UserBufs::new(worker, WorkBits::ready(index))?,

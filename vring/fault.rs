@@ -55,6 +55,7 @@ pub enum Why {
     NotWritable,
     Denied,
     Pieces,
+    NoRoom,
 }
 
 impl Why {
@@ -93,6 +94,7 @@ impl Why {
             Self::NotWritable => c"a buffer to receive is not writable",
             Self::Denied => c"a map does not allow the access",
             Self::Pieces => c"a chain has too many pieces",
+            Self::NoRoom => c"no memory for the pieces of a chain",
         }
     }
 }
@@ -155,6 +157,7 @@ impl Fault {
             Refused::Unmapped(at) => Self::new(EFAULT, why).about(Known::Nothing, at),
             Refused::Denied(_) => Self::new(EPERM, Why::Denied),
             Refused::TooMany => Self::new(ENOBUFS, Why::Pieces),
+            Refused::NoMemory => Self::new(ENOMEM, Why::NoRoom),
         }
     }
 
