@@ -657,7 +657,7 @@ impl<'a> Vmm<'a> {
         }
     }
 
-    /// Asks for something about a worker. Of the numbers that are freed, more than a few are not taken: there are never many.
+    /// Asks for something about a worker. Few numbers are named, so workers are freed as fast as they are made.
     fn worker(&self, what: usize, index: u32, id: u32) {
         let (mut of_device, mut of_queue) = (id, [index, id]);
         match what {
