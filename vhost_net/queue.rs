@@ -110,6 +110,14 @@ pub fn follow_worker(queue: &mut Queue) -> Option<Replaced<Worker>> {
     Some(state.zerocopy()?.set_worker(worker))
 }
 
+/// As [`run_when_ready`], unless the socket is ready now: then this returns true.
+pub fn run_unless_ready(queue: &mut Queue, sock: &Socket) -> Result<bool> {
+    match queue.worker() {
+        Some(worker) => (queue.state.poll.as_mut()).start_unless_ready(sock, worker),
+        None => Ok(false),
+    }
+}
+
 /// Has the queue run when `sock`, its backend's, gets ready.
 ///
 /// Fails with [`EINVAL`] if the socket is in an error state.
