@@ -585,6 +585,17 @@ mod files {
     }
 
     #[test]
+    fn packets_have_another_target() -> Result {
+        let [first, second] = [Counter::new()?, Counter::new()?];
+        let mut bufs = UserBufs::new(first.clone(), 0)?;
+        drop(bufs.set_target(second.clone()));
+        assert!(Arc::into_unique_or_drop(first).is_some());
+        drop(bufs);
+        assert!(Arc::into_unique_or_drop(second).is_some());
+        Ok(())
+    }
+
+    #[test]
     fn nothing_in_flight_is_not_waited_for() -> Result {
         let counter = Counter::new()?;
         let mut bufs = UserBufs::new(counter.clone(), 0)?;
