@@ -141,6 +141,7 @@ pub struct Queue<S: QueueState, W: Wake> {
 impl<S: QueueState, W: Wake> Queue<S, W> {
     /// A queue of a new device, with this number. Fails with [`ENOMEM`].
     pub(super) fn new(index: usize, state: S, shown: Arc<Shown>) -> Result<KBox<Self>> {
+        let kick_poll = kick_poll(index)?;
         // In its place: it is large for a stack.
         let queue = try_init!(Self {
             ring: Vring::new()?,
@@ -160,7 +161,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
             identity: None,
             shares_worker: true,
             kick: None,
-            kick_poll: kick_poll(index)?,
+            kick_poll,
             call: None,
             err: None,
             log_event: None,

@@ -623,7 +623,8 @@ fn another_worker() -> Res {
         check_eq!(ioctl(&fd, ATTACH_VRING_WORKER, &[index, 1]), 0);
     }
     check_eq!(ioctl(&fd, FREE_WORKER, &0u32), 0);
-    check_eq!(threads()?.len(), 2, "threads of this process");
+    let one = || threads().is_ok_and(|all| all.len() == 2);
+    check!(until(one), "threads of this process: {:?}", threads()?);
     let before = Before::of(&h.g)?;
     for p in &packets {
         h.arrives(p)?;
