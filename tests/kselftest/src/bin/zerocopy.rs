@@ -633,7 +633,7 @@ fn another_worker() -> Res {
     for _ in &packets {
         h.g.tx.wait()?;
     }
-    before.only(&h.g, "tx", &["kicks", "zerocopy-in"], &[])?;
+    before.only(&h.g, "tx", &["kicks"], &[])?;
     let p = frame(100, 60);
     let (head, _) = h.offer(&p);
     h.used(head)
