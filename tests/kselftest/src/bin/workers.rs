@@ -629,6 +629,30 @@ fn memory() -> Res {
     Ok(())
 }
 
+/// What opening a device takes is charged to who opens it, also without an owner.
+fn charged() -> Res {
+    let Some(group) = cgroup::Group::with_memory("vhost-memory")? else {
+        println!("# this kernel does not count the memory of groups");
+        return Ok(());
+    };
+    let child = || -> Res {
+        group.enter()?;
+        // What a process takes for itself comes first.
+        let mut files = vec![open()?];
+        let before = group.memory()?;
+        for _ in 0..DEVICES {
+            files.push(open()?);
+        }
+        let each = (group.memory()? - before) / DEVICES;
+        println!("# bytes charged for an open device: {each}");
+        check!(each >= 6000, "{each} bytes a device are charged");
+        Ok(())
+    };
+    let mut child = task::Child::new(child)?;
+    check_eq!(child.wait(0, patience()), Some(0), "the child's status");
+    Ok(())
+}
+
 fn main() {
     const TESTS: &[Test] = &[
         ("no_owner", no_owner),
@@ -642,6 +666,7 @@ fn main() {
         ("killed", killed),
         ("busy_polling", busy_polling),
         ("memory", memory),
+        ("charged", charged),
     ];
     const ONCE: &[Test] = &[("per_virtqueue", per_virtqueue)];
     // The C driver has none of it.
