@@ -165,23 +165,34 @@ impl DirtyLog {
     }
 }
 
-/// A list of written ranges. Its room is made when something is written to be logged, and kept.
+/// A list of written ranges.
 pub struct DirtyList(List<Dirty>);
 
 impl DirtyList {
-    /// Makes an empty list.
+    /// Makes an empty list with room for [`MAX_SEGMENTS`]: a chain has no more writable pieces.
     ///
     /// Fails with [`ENOMEM`].
     pub fn new() -> Result<Self> {
+        Ok(Self(List::new(MAX_SEGMENTS)?))
+    }
+
+    /// Makes an empty list without room: most guests never have anything logged.
+    ///
+    /// Fails with [`ENOMEM`].
+    pub fn without_room() -> Result<Self> {
         Ok(Self(List::new(0)?))
     }
 
-    /// Adds a range. Fails with [`ENOBUFS`] when there are [`MAX_SEGMENTS`] already, as many as a
-    /// chain has writable pieces, and with [`ENOMEM`].
-    pub fn push(&mut self, dirty: Dirty) -> Result {
-        if self.0.is_full() {
-            self.0.grow(MAX_SEGMENTS)?;
+    /// Makes that room if there is none. Fails with [`ENOMEM`].
+    pub fn make_room(&mut self) -> Result {
+        if self.0.room() == 0 {
+            *self = Self::new()?;
         }
+        Ok(())
+    }
+
+    /// Adds a range. Fails with [`ENOBUFS`] when there is no more room.
+    pub fn push(&mut self, dirty: Dirty) -> Result {
         self.0.push(dirty)
     }
 

@@ -332,7 +332,9 @@ impl Maps {
             if map.allows(addr.get(), len, access) {
                 let user = UserAddr::new(addr.get().wrapping_add(map.delta));
                 if let Some(segment) = Segment::new(user, u64::from(len)) {
-                    return out.push(segment);
+                    if out.push(segment) {
+                        return Ok(());
+                    }
                 }
             }
         }
@@ -351,9 +353,7 @@ impl Maps {
         let mut left = u64::from(len);
         let mut addr = start.get();
         while left > 0 {
-            if out.is_full() {
-                return Err(Refused::TooMany);
-            }
+            out.make_room()?;
             let Some(map) = self.find(addr, hint) else {
                 let addr = Iova::new(addr);
                 return Err(Refused::Unmapped(Miss { addr, access }));
@@ -372,7 +372,8 @@ impl Maps {
                 access,
             });
             let segment = Segment::new(user, take).ok_or(nowhere)?;
-            out.push(segment)?;
+            // There is room.
+            let _ = out.push(segment);
             left -= take;
             if left > 0 {
                 addr = addr.checked_add(take).ok_or(nowhere)?;

@@ -40,29 +40,23 @@ impl Segments {
         })
     }
 
-    /// Whether there are [`MAX_SEGMENTS`].
+    /// Adds a segment, if there is room for it now. Returns whether there was.
     #[inline(always)]
-    pub fn is_full(&self) -> bool {
-        self.list.len() >= MAX_SEGMENTS
-    }
-
-    /// Adds a segment. Fails if there are [`MAX_SEGMENTS`], or there is no memory for more.
-    #[inline(always)]
-    pub(super) fn push(&mut self, segment: Segment) -> Result<(), Refused> {
+    pub(super) fn push(&mut self, segment: Segment) -> bool {
         if self.list.push(segment).is_err() {
-            self.make_room_and_push(segment)?;
+            return false;
         }
         // INVARIANT: Less than 2^32 bytes each do not overflow.
         self.total = self.total.wrapping_add(segment.len() as u64);
-        Ok(())
+        true
     }
 
-    #[cold]
-    #[inline(never)]
-    fn make_room_and_push(&mut self, segment: Segment) -> Result<(), Refused> {
-        let grown = self.list.grow(MAX_SEGMENTS);
-        let pushed = grown.and_then(|()| self.list.push(segment));
-        pushed.map_err(|err| match err {
+    /// Makes more room if there is none. Fails if there are [`MAX_SEGMENTS`], or there is no memory.
+    pub(super) fn make_room(&mut self) -> Result<(), Refused> {
+        if !self.list.is_full() {
+            return Ok(());
+        }
+        self.list.grow(MAX_SEGMENTS).map_err(|err| match err {
             ENOMEM => Refused::NoMemory,
             _ => Refused::TooMany,
         })

@@ -69,7 +69,7 @@ impl NetQueue {
             own_header: 0,
             backend_header: 0,
             segments: Segments::new()?,
-            dirty: DirtyList::new()?,
+            dirty: DirtyList::without_room()?,
             logged: false,
             batch: XdpBatch::new()?,
             batch_bytes: 0,

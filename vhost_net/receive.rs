@@ -73,6 +73,10 @@ pub fn receive(
     let mem = queue.mem.as_deref().filter(|_| queue.iotlb.is_some());
     let (most, counted) = chains_a_packet(queue.features);
     let (ring, stats, state) = (&mut queue.ring, &*queue.stats, &mut queue.state);
+    if log.is_some() {
+        let room = state.dirty.make_room();
+        room.map_err(|err| Fault::new(err, Why::NoRoom))?;
+    }
     let (skip, endian) = (state.own_header, ring.endian());
     let Some(receiver) = state.backend.as_mut().and_then(|b| b.receiver.as_mut()) else {
         return Ok(Pause::NotReady);

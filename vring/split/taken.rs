@@ -18,7 +18,6 @@ use crate::{
     memtable::MAX_SEGMENTS,
     sys::compat::ENOBUFS,
     vring::fault::{
-        Because,
         Fault,
         Why, //
     }, //
@@ -28,9 +27,6 @@ use kernel::prelude::*;
 /// The most chains out there: those of one packet, and those that are completed before them and
 /// not published, which are as many as are read ahead.
 const MAX_TAKEN: usize = MAX_SEGMENTS + HEADS;
-
-/// The room for them at first: a packet rarely has more than as many as are read ahead.
-const FIRST: usize = 2 * HEADS;
 
 /// A chain that is neither in its ring nor completed: its buffers are still in use.
 ///
@@ -55,7 +51,7 @@ pub(super) struct Taken {
     /// How many chains are deferred.
     deferred: usize,
     /// How many chains may be taken and not published: as many as the ring has and as there is
-    /// room for now, less those that are deferred.
+    /// room for, less those that are deferred.
     limit: usize,
     /// Changes, and wraps, when deferred chains are forgotten.
     era: u32,
@@ -65,13 +61,24 @@ impl Taken {
     /// No chains, of a ring of one descriptor. Fails with [`ENOMEM`].
     pub(super) fn new() -> Result<Self> {
         Ok(Self {
-            elems: List::new(FIRST)?,
-            spans: List::new(FIRST)?,
+            elems: List::new(1)?,
+            spans: List::new(1)?,
             unpublished: 0,
             deferred: 0,
             limit: 1,
             era: 0,
         })
+    }
+
+    /// Makes room for the chains of a ring of `num` descriptors, none of which is out there.
+    ///
+    /// Fails with [`ENOMEM`]; then all is as it was.
+    pub(super) fn resize(&mut self, num: u16) -> Result {
+        let room = usize::from(num).min(MAX_TAKEN);
+        if room != self.elems.room() {
+            (self.elems, self.spans) = (List::new(room)?, List::new(room)?);
+        }
+        Ok(())
     }
 
     /// Forgets all chains, also those that are deferred. The ring has `num` descriptors.
@@ -90,7 +97,7 @@ impl Taken {
     }
 
     fn update_limit(&mut self, num: u16) {
-        self.limit = usize::from(num).min(self.elems.room());
+        self.limit = usize::from(num).min(MAX_TAKEN);
         self.limit = self.limit.saturating_sub(self.deferred);
     }
 
@@ -100,37 +107,18 @@ impl Taken {
         self.unpublished
     }
 
-    /// Fails if no more can be taken beside `chains` of the packet at hand, and with [`ENOMEM`].
+    /// Fails if no more can be taken beside `chains` of the packet at hand.
     #[inline(always)]
-    pub(super) fn check_room(&mut self, chains: u16, num: u16) -> Result<(), Fault> {
+    pub(super) fn check_room(&self, chains: u16, num: u16) -> Result<(), Fault> {
         // Both are bounded by the limit, or far from overflow.
         let out_there = self.unpublished.wrapping_add(usize::from(chains));
         if out_there >= self.limit {
-            self.make_room(out_there, num)?;
-        }
-        Ok(())
-    }
-
-    /// Makes room for more than `out_there`, of a ring of `num` descriptors.
-    #[cold]
-    #[inline(never)]
-    fn make_room(&mut self, out_there: usize, num: u16) -> Result<(), Fault> {
-        let most = usize::from(num).min(MAX_TAKEN);
-        if out_there + self.deferred >= most {
             return Err(self.too_many(out_there, num));
         }
-        // There is as much in the one list as in the other, or more: see `clear_written`.
-        let mut grown = Ok(());
-        if self.spans.room() <= self.elems.room() {
-            grown = self.spans.grow(MAX_TAKEN);
-        }
-        grown
-            .and_then(|()| self.elems.grow(MAX_TAKEN))
-            .because(Why::Completed)?;
-        self.update_limit(num);
         Ok(())
     }
 
+    #[cold]
     fn too_many(&self, out_there: usize, num: u16) -> Fault {
         // So many can be out only if one was made available again before it was used.
         if out_there + self.deferred >= usize::from(num) {
