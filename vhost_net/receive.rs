@@ -68,15 +68,11 @@ pub fn receive(
     maps: &Maps,
     budget: &mut Budget<'_>,
 ) -> Result<Pause, Fault> {
-    let log = queue.log();
+    let log = log_with_room(queue)?;
     // With an IOTLB, what knows where the log has them.
     let mem = queue.mem.as_deref().filter(|_| queue.iotlb.is_some());
     let (most, counted) = chains_a_packet(queue.features);
     let (ring, stats, state) = (&mut queue.ring, &*queue.stats, &mut queue.state);
-    if log.is_some() {
-        let room = state.dirty.make_room();
-        room.map_err(|err| Fault::new(err, Why::NoRoom))?;
-    }
     let (skip, endian) = (state.own_header, ring.endian());
     let Some(receiver) = state.backend.as_mut().and_then(|b| b.receiver.as_mut()) else {
         return Ok(Pause::NotReady);
@@ -124,6 +120,18 @@ pub fn receive(
         stats.moved(packet);
     }
     Ok(Pause::Enough)
+}
+
+/// The log of guest memory, if there is one. Then there is room to keep what a packet writes.
+///
+/// Fails with [`ENOMEM`].
+fn log_with_room(queue: &mut Queue) -> Result<Option<DirtyLog>, Fault> {
+    let log = queue.log();
+    if log.is_some() {
+        let room = queue.state.dirty.make_room();
+        room.map_err(|err| Fault::new(err, Why::NoRoom))?;
+    }
+    Ok(log)
 }
 
 /// In how many chains a packet may be, and whether its header says in how many it is.
