@@ -324,7 +324,9 @@ impl<D: Driver> Device<D> {
             f(queue);
         });
         if let Some(behind) = &mut behind {
-            self.misses.lock().open(&mut behind.misses);
+            let mut misses = self.misses.lock();
+            misses.take_room(&mut behind.misses);
+            misses.open();
         } else {
             self.misses.lock().close();
             self.readers.notify_all();

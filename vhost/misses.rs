@@ -84,11 +84,15 @@ impl<const N: usize> Misses<N> {
         self.open
     }
 
-    /// Says that there may be misses from now on. If there is no room for them, takes that of `new`.
-    pub fn open(&mut self, new: &mut Self) {
+    /// If there is no room, takes that of `new`.
+    pub fn take_room(&mut self, new: &mut Self) {
         if self.list.capacity() == 0 {
             core::mem::swap(&mut self.list, &mut new.list);
         }
+    }
+
+    /// Says that there may be misses from now on, for which there is room.
+    pub fn open(&mut self) {
         self.open = true;
     }
 
