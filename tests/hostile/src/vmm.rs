@@ -638,8 +638,8 @@ impl<'a> Vmm<'a> {
                 self.unknown(nr);
             }
             12..15 => {
-                let id = self.rng.below(5) as u32;
-                self.worker(self.rng.below(4) as usize, index, id);
+                let (what, id) = (self.rng.below(4), self.rng.below(5));
+                self.worker(what as usize, index, id as u32);
             }
             _ => self.another_tap(),
         }
