@@ -179,7 +179,7 @@ impl<T: Wake> PollEntry<T> {
     /// told no more; no event is lost in between.
     pub fn set_target(self: Pin<&mut Self>, target: Arc<T>) {
         let inner = self.inner.get();
-        // SAFETY: As for the first look at `queue` in `start`.
+        // SAFETY: As for the first look at `queue` in `begin`.
         let Some(queue) = NonNull::new(unsafe { (*inner).queue }) else {
             return;
         };

@@ -115,9 +115,10 @@ impl<D: Driver> Device<D> {
                 Ok(())
             }
             uapi::ATTACH_VRING_WORKER => {
-                Self::queue_index(arg)?;
+                // What is said of the index a second time does not count.
+                let index = Self::queue_index(arg)?;
                 let what: uapi::VringWorker = arg.read()?;
-                this.attach_worker(owner, what.index as usize, what.worker_id)
+                this.attach_worker(owner, index, what.worker_id)
             }
             uapi::GET_VRING_WORKER => {
                 let index = Self::queue_index(arg)?;

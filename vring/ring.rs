@@ -78,7 +78,8 @@ impl Vring {
     /// Sets the number of descriptors. What was deferred, or completed but not published, is
     /// forgotten.
     ///
-    /// Fails with [`EINVAL`] unless `num` is a power of two from 1 to [`MAX_NUM`](super::MAX_NUM).
+    /// Fails with [`EINVAL`] unless `num` is a power of two from 1 to [`MAX_NUM`](super::MAX_NUM),
+    /// and with [`ENOMEM`]; then all is as it was.
     pub fn set_num(&mut self, num: u32) -> Result {
         match &mut self.format {
             Format::Split(split) => split.set_num(num)?,

@@ -124,8 +124,6 @@ impl Split {
         if !num.is_power_of_two() || num > MAX_NUM {
             return Err(EINVAL);
         }
-        // What was taken is forgotten, also where there is no memory for another size.
-        self.forget_taken();
         self.taken.resize(num as u16)?;
         self.num = num as u16;
         self.forget_taken();

@@ -70,7 +70,8 @@ impl Taken {
         })
     }
 
-    /// Makes room for the chains of a ring of `num` descriptors, none of which is out there.
+    /// Makes room for the chains of a ring of `num` descriptors. The caller [forgets](Self::forget)
+    /// those that there are.
     ///
     /// Fails with [`ENOMEM`]; then all is as it was.
     pub(super) fn resize(&mut self, num: u16) -> Result {
