@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A list whose room is made once: adding to it never allocates, and calls nothing.
+//! A list whose room is made before it is used: adding to it never allocates, and calls nothing.
 
 #![forbid(unsafe_code)]
 
 use crate::sys::compat::ENOBUFS;
 use kernel::prelude::*;
 
-/// Up to a fixed number of items.
+/// Up to as many items as there is room for.
 ///
 /// # Invariants
 ///
@@ -18,20 +18,36 @@ pub struct List<T> {
 }
 
 impl<T: Copy + Default> List<T> {
+    /// The least room that [`Self::grow`] makes.
+    pub const FIRST: usize = 64;
+
     /// Makes an empty list with room for `room` items.
     ///
     /// Fails with [`ENOMEM`].
     pub fn new(room: usize) -> Result<Self> {
         // INVARIANT: There are no items.
         Ok(Self {
-            slots: KVVec::from_elem(T::default(), room, GFP_KERNEL)?,
+            slots: KVVec::from_elem(T::default(), room, GFP_KERNEL_ACCOUNT)?,
             len: 0,
         })
     }
 
-    /// The number of items that there is room for.
+    /// For how many items there is room.
     pub fn room(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Makes more room, twice as much or that for [`Self::FIRST`] items, but not for more than `most`.
+    ///
+    /// Fails with [`ENOBUFS`] if there is that room already, and with [`ENOMEM`].
+    #[cold]
+    pub fn grow(&mut self, most: usize) -> Result {
+        let room = (self.room() * 2).max(Self::FIRST).min(most);
+        if room <= self.room() {
+            return Err(ENOBUFS);
+        }
+        // INVARIANT: There are more slots than before.
+        Ok((self.slots).resize(room, T::default(), GFP_KERNEL_ACCOUNT)?)
     }
 
     /// Whether there is no room for another item.

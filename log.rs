@@ -165,7 +165,7 @@ impl DirtyLog {
     }
 }
 
-/// A list of written ranges that never allocates once made.
+/// A list of written ranges.
 pub struct DirtyList(List<Dirty>);
 
 impl DirtyList {
@@ -176,7 +176,22 @@ impl DirtyList {
         Ok(Self(List::new(MAX_SEGMENTS)?))
     }
 
-    /// Adds a range. Fails with [`ENOBUFS`] when there are [`MAX_SEGMENTS`] already.
+    /// Makes an empty list without room: most guests never have anything logged.
+    ///
+    /// Fails with [`ENOMEM`].
+    pub fn without_room() -> Result<Self> {
+        Ok(Self(List::new(0)?))
+    }
+
+    /// Makes that room if there is none. Fails with [`ENOMEM`].
+    pub fn make_room(&mut self) -> Result {
+        if self.0.room() == 0 {
+            *self = Self::new()?;
+        }
+        Ok(())
+    }
+
+    /// Adds a range. Fails with [`ENOBUFS`] when there is no more room.
     pub fn push(&mut self, dirty: Dirty) -> Result {
         self.0.push(dirty)
     }

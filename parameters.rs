@@ -39,6 +39,11 @@ pub fn fork_from_owner_default() -> bool {
     value(c"fork_from_owner_default", &own::fork_from_owner_default)
 }
 
+/// Whether the queues of a device have a worker each, and not one for both.
+pub fn worker_per_virtqueue() -> bool {
+    own::worker_per_virtqueue.get()
+}
+
 /// Whether taps are to send from the guest's memory.
 pub fn experimental_zcopytx() -> bool {
     own::experimental_zcopytx.get() != 0

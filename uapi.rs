@@ -29,6 +29,8 @@ pub const RESET_OWNER: u32 = _IO(VIRTIO, 0x02);
 pub const SET_MEM_TABLE: u32 = _IOW::<Memory>(VIRTIO, 0x03);
 pub const SET_LOG_BASE: u32 = _IOW::<u64>(VIRTIO, 0x04);
 pub const SET_LOG_FD: u32 = _IOW::<i32>(VIRTIO, 0x07);
+pub const NEW_WORKER: u32 = _IOR::<WorkerState>(VIRTIO, 0x08);
+pub const FREE_WORKER: u32 = _IOW::<WorkerState>(VIRTIO, 0x09);
 pub const SET_VRING_NUM: u32 = _IOW::<VringState>(VIRTIO, 0x10);
 pub const SET_VRING_ADDR: u32 = _IOW::<VringAddr>(VIRTIO, 0x11);
 pub const SET_VRING_BASE: u32 = _IOW::<VringState>(VIRTIO, 0x12);
@@ -37,6 +39,8 @@ pub const GET_VRING_BASE: u32 = _IOWR::<VringState>(VIRTIO, 0x12);
 pub const SET_VRING_ENDIAN: u32 = _IOW::<VringState>(VIRTIO, 0x13);
 #[cfg(CONFIG_VHOST_CROSS_ENDIAN_LEGACY)]
 pub const GET_VRING_ENDIAN: u32 = _IOW::<VringState>(VIRTIO, 0x14);
+pub const ATTACH_VRING_WORKER: u32 = _IOW::<VringWorker>(VIRTIO, 0x15);
+pub const GET_VRING_WORKER: u32 = _IOWR::<VringWorker>(VIRTIO, 0x16);
 pub const SET_VRING_KICK: u32 = _IOW::<VringFile>(VIRTIO, 0x20);
 pub const SET_VRING_CALL: u32 = _IOW::<VringFile>(VIRTIO, 0x21);
 pub const SET_VRING_ERR: u32 = _IOW::<VringFile>(VIRTIO, 0x22);
@@ -142,6 +146,21 @@ pub struct VringAddr {
     pub used_user_addr: u64,
     pub avail_user_addr: u64,
     pub log_guest_addr: u64,
+}
+
+/// `struct vhost_worker_state`.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct WorkerState {
+    pub worker_id: u32,
+}
+
+/// `struct vhost_vring_worker`.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct VringWorker {
+    pub index: u32,
+    pub worker_id: u32,
 }
 
 /// The argument of an ioctl that is a user address.

@@ -2,25 +2,27 @@
 
 //! The generic vhost device.
 //!
-//! A [`Device`] has an owner, a worker thread and queues. User space sets it up through ioctls;
-//! the worker then runs a queue when its driver kicks or its backend gets ready. What the device
+//! A [`Device`] has an owner, a worker thread or several, and queues. User space sets it up through
+//! ioctls; a queue's worker then runs it when its driver kicks or its backend gets ready. What the device
 //! is, a [`Driver`] says: nothing here knows of networking.
 //!
 //! The room behind this door:
 //!
 //! - [`work`]: the bits that a kick or a backend sets. [`worker`]: the thread that takes these.
-//!   Another worker would be made here, and given to its queues by [`device`].
+//!   [`workers`]: those of a device, which [`assign`] makes and gives to its queues.
 //! - [`queue`]: a ring with its eventfds; calls and faults are signalled here. [`queue_setup`]:
 //!   what the owner sets of it; here its kicks begin to be waited for. [`guard`]: its lock.
 //! - [`stats`]: what a queue does, counted and traced. [`shown`]: what others see of it.
 //!   [`identity`]: what its worker is called; [`kicks`]: when it was kicked.
 //! - [`device`]: the owner ([`state`]) and the queues, and which lock comes first; runs a queue
 //!   for the worker. [`ioctl`], [`fd`] and [`features_arg`]: what the owner asks for.
-//!   [`misses`] and [`message_io`]: what they tell each other of the IOTLB. [`fdinfo`]: what
+//!   [`misses`], [`message_io`] and [`behind`]: what they tell each other of the IOTLB. [`fdinfo`]: what
 //!   others see.
 
 #![forbid(unsafe_code)]
 
+mod assign;
+mod behind;
 mod device;
 mod fd;
 mod fdinfo;
@@ -38,6 +40,7 @@ mod state;
 mod stats;
 mod work;
 mod worker;
+mod workers;
 
 pub use device::{
     Cause,

@@ -49,7 +49,10 @@ mod zcopy;
 pub use net::Net;
 
 use crate::{
-    sys::uaccess::CurrentMm,
+    sys::{
+        uaccess::CurrentMm,
+        ubuf::Replaced, //
+    },
     vhost::{
         Cause,
         Driver,
@@ -57,7 +60,11 @@ use crate::{
     }, //
 };
 use kernel::prelude::*;
-use net::Device;
+use net::{
+    Device,
+    Queue,
+    Worker, //
+};
 use queue::NetQueue;
 
 impl Driver for Net {
@@ -70,11 +77,17 @@ impl Driver for Net {
     }
 
     fn run(device: &Device, mm: CurrentMm<'_>, index: usize, cause: Cause) -> u32 {
-        let Some(mut queue) = device.queue_to_run(index, cause.worker) else {
+        let Some(mut queue) = device.queue_to_run(index, &cause) else {
             return 0;
         };
         (queue.stats).began(cause.kicked, cause.ready, cause.woken, cause.since);
         turn::turn(device, mm, &mut queue, cause)
+    }
+
+    type Kept = Option<Replaced<Worker>>;
+
+    fn follow_worker(queue: &mut Queue) -> Self::Kept {
+        queue::follow_worker(queue)
     }
 
     fn flush(device: &Device) {

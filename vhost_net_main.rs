@@ -41,6 +41,8 @@ mod own_parameters {
             "Maximum number of iotlb entries. (default: 2048)";
         fork_from_owner_default: bool = true,
             "Set task mode as the default(default: Y)";
+        worker_per_virtqueue: bool = false,
+            "Make a worker for each virtqueue, not one for both (default: N)";
         experimental_zcopytx: i32 = 0,
             "Enable Zero Copy TX; 1 - Enable; 0 - Disable";
     }

@@ -40,4 +40,6 @@ pub enum Refused {
     Denied(Miss),
     /// It falls into more pieces than there is room for.
     TooMany,
+    /// It falls into more pieces than there was room for, and there was no memory for more room.
+    NoMemory,
 }

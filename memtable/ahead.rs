@@ -47,16 +47,31 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// None, with room for [`MAX_AHEAD`]. Fails with [`ENOMEM`].
-    pub fn new() -> Result<Self> {
+    /// None, and without room for any.
+    pub const fn none() -> Self {
         // INVARIANT: There are none.
-        Ok(Self {
-            list: KVVec::with_capacity(MAX_AHEAD, GFP_KERNEL)?,
+        Self {
+            list: KVVec::new(),
             needed: 0,
             beyond: false,
             limit: 0,
             steps: 0,
+        }
+    }
+
+    /// None, with room for [`MAX_AHEAD`]. Fails with [`ENOMEM`].
+    pub fn new() -> Result<Self> {
+        Ok(Self {
+            list: KVVec::with_capacity(MAX_AHEAD, GFP_KERNEL_ACCOUNT)?,
+            ..Self::none()
         })
+    }
+
+    /// If there is no room, takes that of `new`.
+    pub fn take_room(&mut self, new: &mut Self) {
+        if self.list.capacity() == 0 {
+            core::mem::swap(self, new);
+        }
     }
 
     /// Begins anew, with none. Of an IOTLB of `maps` maps, what does not come next is to take a

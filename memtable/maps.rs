@@ -139,15 +139,15 @@ impl Maps {
 
     /// Makes room for so many maps more. Fails with [`ENOMEM`].
     pub(super) fn reserve(&mut self, count: usize) -> Result {
-        self.slots.reserve(count, GFP_KERNEL)?;
-        Ok(self.order.reserve(count, GFP_KERNEL)?)
+        self.slots.reserve(count, GFP_KERNEL_ACCOUNT)?;
+        Ok(self.order.reserve(count, GFP_KERNEL_ACCOUNT)?)
     }
 
     /// Adds a map, of which [`Self::link`] has to be told the place that is returned.
     ///
     /// Fails with [`ENOMEM`].
     pub(super) fn add(&mut self, first: u64, last: u64, user: UserAddr, perm: u8) -> Result<usize> {
-        self.order.reserve(1, GFP_KERNEL)?;
+        self.order.reserve(1, GFP_KERNEL_ACCOUNT)?;
         let map = Map {
             from: first,
             until: last,
@@ -166,7 +166,7 @@ impl Maps {
             slot
         } else {
             let slot = u32::try_from(self.slots.len()).map_err(|_| ENOMEM)?;
-            self.slots.push(map, GFP_KERNEL)?;
+            self.slots.push(map, GFP_KERNEL_ACCOUNT)?;
             slot
         };
         // INVARIANT: It is the youngest, and behind all that start where it does.
@@ -333,7 +333,9 @@ impl Maps {
             if map.allows(addr.get(), len, access) {
                 let user = UserAddr::new(addr.get().wrapping_add(map.delta));
                 if let Some(segment) = Segment::new(user, u64::from(len)) {
-                    return out.push(segment);
+                    if out.push(segment) {
+                        return Ok(());
+                    }
                 }
             }
         }
@@ -352,9 +354,7 @@ impl Maps {
         let mut left = u64::from(len);
         let mut addr = start.get();
         while left > 0 {
-            if out.is_full() {
-                return Err(Refused::TooMany);
-            }
+            out.make_room()?;
             let Some(map) = self.find(addr, hint) else {
                 let addr = Iova::new(addr);
                 return Err(Refused::Unmapped(Miss { addr, access }));
@@ -373,7 +373,8 @@ impl Maps {
                 access,
             });
             let segment = Segment::new(user, take).ok_or(nowhere)?;
-            out.push(segment)?;
+            // There is room.
+            let _ = out.push(segment);
             left -= take;
             if left > 0 {
                 addr = addr.checked_add(take).ok_or(nowhere)?;

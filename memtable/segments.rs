@@ -14,7 +14,7 @@ use kernel::prelude::*;
 /// The most pieces that one chain may fall into (`UIO_MAXIOV`).
 pub const MAX_SEGMENTS: usize = 1024;
 
-/// A list of segments that never allocates once made: the buffers of a packet, in order.
+/// The buffers of a packet, in order. Few packets have many: room for more is made when one comes.
 ///
 /// # Invariants
 ///
@@ -25,29 +25,41 @@ pub struct Segments {
 }
 
 impl Segments {
-    /// Makes an empty list with room for [`MAX_SEGMENTS`].
+    /// Makes an empty list with room for what most packets have.
     ///
     /// Fails with [`ENOMEM`].
     pub fn new() -> Result<Self> {
+        Self::with_room(List::<Segment>::FIRST)
+    }
+
+    /// Makes an empty list with room for so many. Fails with [`ENOMEM`].
+    pub fn with_room(room: usize) -> Result<Self> {
         Ok(Self {
-            list: List::new(MAX_SEGMENTS)?,
+            list: List::new(room)?,
             total: 0,
         })
     }
 
-    /// Whether there is no room: there are [`MAX_SEGMENTS`].
+    /// Adds a segment, if there is room for it now. Returns whether there was.
     #[inline(always)]
-    pub fn is_full(&self) -> bool {
-        self.list.is_full()
-    }
-
-    /// Adds a segment, unless the list is full.
-    #[inline(always)]
-    pub(super) fn push(&mut self, segment: Segment) -> Result<(), Refused> {
-        self.list.push(segment).map_err(|_| Refused::TooMany)?;
+    pub(super) fn push(&mut self, segment: Segment) -> bool {
+        if self.list.push(segment).is_err() {
+            return false;
+        }
         // INVARIANT: Less than 2^32 bytes each do not overflow.
         self.total = self.total.wrapping_add(segment.len() as u64);
-        Ok(())
+        true
+    }
+
+    /// Makes more room if there is none. Fails if there are [`MAX_SEGMENTS`], or there is no memory.
+    pub(super) fn make_room(&mut self) -> Result<(), Refused> {
+        if !self.list.is_full() {
+            return Ok(());
+        }
+        self.list.grow(MAX_SEGMENTS).map_err(|err| match err {
+            ENOMEM => Refused::NoMemory,
+            _ => Refused::TooMany,
+        })
     }
 
     /// Empties the list.

@@ -30,6 +30,7 @@
 #include <linux/uaccess.h>
 #include <linux/uio.h>
 #include <linux/virtio_net.h>
+#include <linux/wait.h>
 #include <linux/wait_bit.h>
 #include <net/sock.h>
 #include <net/xdp.h>

@@ -297,6 +297,22 @@ __vhost_helper void rust_helper_iov_iter_ubuf(struct iov_iter *i, unsigned int d
 	iov_iter_ubuf(i, direction, buf, count);
 }
 
+/* linux/wait.h */
+
+__vhost_helper unsigned long rust_helper_wait_queue_lock(struct wait_queue_head *queue)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&queue->lock, flags);
+	return flags;
+}
+
+__vhost_helper void rust_helper_wait_queue_unlock(struct wait_queue_head *queue,
+						  unsigned long flags)
+{
+	spin_unlock_irqrestore(&queue->lock, flags);
+}
+
 /* linux/wait_bit.h */
 
 __vhost_helper void rust_helper_wait_var_event_zero(atomic_t *var)

@@ -78,7 +78,7 @@ impl<T: Work> Kthread<T> {
                 result: SetOnce::new(),
                 joined <- Completion::new(),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         // SAFETY: `main` is for a `Job<T>`, which the argument points to; `_job` keeps it alive
         // until the thread was stopped. The name is copied by the format.

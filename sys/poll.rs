@@ -117,11 +117,31 @@ impl<T: Wake> PollEntry<T> {
     /// An entry that is started already stays with the file that it waits for. Fails with
     /// [`EINVAL`] if the file is in an error state; then the entry is stopped. May sleep.
     pub fn start(self: Pin<&mut Self>, file: &impl Pollable, target: Arc<T>) -> Result {
+        self.begin(file, target, true).map(|_| ())
+    }
+
+    /// As [`Self::start`], unless the file is ready now: then this returns true, and the entry is
+    /// stopped.
+    pub fn start_unless_ready(
+        self: Pin<&mut Self>,
+        file: &impl Pollable,
+        target: Arc<T>,
+    ) -> Result<bool> {
+        self.begin(file, target, false)
+    }
+
+    /// Starts, and says whether the file is ready: its target with `tell`, else who calls this.
+    fn begin(
+        self: Pin<&mut Self>,
+        file: &impl Pollable,
+        target: Arc<T>,
+        tell: bool,
+    ) -> Result<bool> {
         let inner = self.inner.get();
         // SAFETY: `inner` is valid, and only this function and `stop` write `queue`, both with
         // exclusive access to the entry.
         if unsafe { !(*inner).queue.is_null() } {
-            return Ok(());
+            return Ok(false);
         }
         // SAFETY: We don't move out of the entry.
         let this = unsafe { self.get_unchecked_mut() };
@@ -135,7 +155,12 @@ impl<T: Wake> PollEntry<T> {
             this.file = bindings::get_file(file);
             local::vfs_poll(file, &raw mut (*inner).table)
         };
-        if mask & this.mask() != 0 {
+        let ready = mask & this.mask() != 0;
+        if ready && !tell {
+            this.detach();
+            return Ok(true);
+        }
+        if ready {
             // SAFETY: `target` comes from `into_raw` above, and is not dropped yet.
             unsafe { (*(*inner).target).wake((*inner).token) };
         }
@@ -147,7 +172,28 @@ impl<T: Wake> PollEntry<T> {
         if mask & local::POLL_ERR != 0 {
             return Err(EINVAL);
         }
-        Ok(())
+        Ok(ready)
+    }
+
+    /// Tells another target from now on, if the entry is started. When this returns, the one before is
+    /// told no more; no event is lost in between.
+    pub fn set_target(self: Pin<&mut Self>, target: Arc<T>) {
+        let inner = self.inner.get();
+        // SAFETY: As for the first look at `queue` in `begin`.
+        let Some(queue) = NonNull::new(unsafe { (*inner).queue }) else {
+            return;
+        };
+        // SAFETY: By the type invariant the file keeps the queue, which has the entry on it: the
+        // callback reads `target` with the queue's lock held. The old one came from `into_raw`, and
+        // is not read any more.
+        // INVARIANT: So does the new one.
+        let old = unsafe {
+            let flags = local::wait_queue_lock(queue.as_ptr());
+            let old = ptr::replace(&raw mut (*inner).target, Arc::into_raw(target));
+            local::wait_queue_unlock(queue.as_ptr(), flags);
+            Arc::from_raw(old)
+        };
+        drop(old);
     }
 
     /// Stops to wait. When this returns, the target is told no more. May be called at any time.
@@ -218,7 +264,7 @@ impl<T: Wake> PollEntry<T> {
         key: *mut c_void,
     ) -> c_int {
         // SAFETY: By the safety requirement `wait` is part of an `Inner<T>` on a queue: then
-        // `target` is valid, and it, `mask` and `token` don't change until the entry is off.
+        // `target` is valid, and does not change while the queue is locked; `mask` and `token` never do.
         unsafe {
             let inner = container_of!(wait, Inner<T>, wait);
             if key as usize as u32 & (*inner).mask != 0 {

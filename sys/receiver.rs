@@ -207,7 +207,7 @@ impl Receiver {
                 tail: 0,
                 msg: bindings::msghdr::default(),
             },
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         Ok(Self(Source::Ring(batch)))
     }

@@ -555,6 +555,32 @@ mod files {
     }
 
     #[test]
+    fn a_ready_file_is_not_waited_for() -> Result {
+        let (_fd, sock) = packet_socket()?;
+        let counter = Counter::new()?;
+        let mut entry = KBox::pin_init(PollEntry::<Counter>::new(poll::OUT, 7), GFP_KERNEL)?;
+        assert!(entry.as_mut().start_unless_ready(&*sock, counter.clone())?);
+        // It was not started, and there is nobody to be replaced.
+        entry.as_mut().set_target(counter.clone());
+        assert_eq!(counter.count.load(Relaxed), 0);
+        assert!(Arc::into_unique_or_drop(counter).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn another_target_is_told() -> Result {
+        let (_fd, sock) = packet_socket()?;
+        let [first, second] = [Counter::new()?, Counter::new()?];
+        let mut entry = KBox::pin_init(PollEntry::<Counter>::new(poll::IN, 0), GFP_KERNEL)?;
+        assert!(!entry.as_mut().start_unless_ready(&*sock, first.clone())?);
+        entry.as_mut().set_target(second.clone());
+        assert!(Arc::into_unique_or_drop(first).is_some());
+        drop(entry);
+        assert!(Arc::into_unique_or_drop(second).is_some());
+        Ok(())
+    }
+
+    #[test]
     fn a_packet_has_room_for_its_pages() -> Result {
         let segment = |addr, len| Segment::new(UserAddr::new(addr), len).ok_or(EINVAL);
         let most = u64::from(super::super::bindings::SKB_FRAGS_MAX);
@@ -563,6 +589,17 @@ mod files {
         assert!(!fits(&[segment(PAGE + 1, most * PAGE)?], 0));
         assert!(fits(&[segment(PAGE - 1, most * PAGE + 1)?], 1));
         assert!(!fits(&[segment(PAGE, usize::MAX as u64)?], 0));
+        Ok(())
+    }
+
+    #[test]
+    fn packets_have_another_target() -> Result {
+        let [first, second] = [Counter::new()?, Counter::new()?];
+        let mut bufs = UserBufs::new(first.clone(), 0)?;
+        drop(bufs.set_target(second.clone()));
+        assert!(Arc::into_unique_or_drop(first).is_some());
+        drop(bufs);
+        assert!(Arc::into_unique_or_drop(second).is_some());
         Ok(())
     }
 
@@ -821,6 +858,8 @@ impl Work for Writer {
         self.runs.fetch_add(1, Full);
         self.done.complete_all();
     }
+
+    fn killed(&self) {}
 }
 
 #[kunit_tests(vhost_net_kthread)]

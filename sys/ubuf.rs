@@ -72,11 +72,12 @@ struct Slot<T: Wake> {
 ///
 /// `in_flight` is no less than the number of slots in the state [`State::InFlight`]. While such a
 /// slot's `ubuf` is not completed, all of the slot is valid, only `ubuf.refcnt` and `state`
-/// change, and `shared` points to this.
-#[pin_data]
+/// change, and `shared` points to this. `target` comes from [`Arc::into_raw`]; one that was replaced
+/// lives until all who may have read it have left their RCU critical sections.
+#[pin_data(PinnedDrop)]
 struct Shared<T: Wake> {
     in_flight: Atomic<i32>,
-    target: Arc<T>,
+    target: Atomic<*const T>,
     token: u32,
     #[pin]
     slots: Opaque<[Slot<T>; MAX_PACKETS]>,
@@ -149,7 +150,34 @@ impl<T: Wake> Shared<T> {
         state.store(if success { State::Sent } else { State::Copied }, Release);
         let left = shared.put();
         if left % WAKE_EVERY == 0 {
-            shared.target.wake(shared.token);
+            // The target as it was when it got there; pairs with the exchange in `set_target`.
+            let target = shared.target.load(Acquire);
+            // SAFETY: By the type invariant it lives until the end of the critical section.
+            unsafe { &*target }.wake(shared.token);
+        }
+    }
+}
+
+#[pinned_drop]
+impl<T: Wake> PinnedDrop for Shared<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: By the type invariant. Nobody has a reference to this, so nobody reads it.
+        drop(unsafe { Arc::from_raw(self.target.load(Relaxed)) });
+    }
+}
+
+/// A target that was replaced. Dropped, it waits until nobody can be telling it something.
+pub struct Replaced<T: Wake> {
+    /// There may be somebody.
+    used: bool,
+    _target: Arc<T>,
+}
+
+impl<T: Wake> Drop for Replaced<T> {
+    fn drop(&mut self) {
+        if self.used {
+            // SAFETY: Without preconditions, but for a context that may sleep.
+            unsafe { bindings::synchronize_rcu() };
         }
     }
 }
@@ -204,11 +232,11 @@ impl<T: Wake> UserBufs<T> {
         let shared = Arc::pin_init(
             pin_init!(Shared {
                 in_flight: Atomic::new(0),
-                target,
+                target: Atomic::new(Arc::into_raw(target)),
                 token,
                 slots <- Opaque::ffi_init(|_| ()),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         // INVARIANT: There are no packets.
         Ok(Self {
@@ -217,6 +245,18 @@ impl<T: Wake> UserBufs<T> {
             count: 0,
             used: false,
         })
+    }
+
+    /// Tells `target` from now on. Returns the one before, which may be told something as long as that
+    /// is not dropped; the caller drops it where it may sleep.
+    pub fn set_target(&mut self, target: Arc<T>) -> Replaced<T> {
+        // INVARIANT: The old one lives until `Replaced` was dropped, which waits for its readers.
+        let old = self.shared.target.xchg(Arc::into_raw(target), Full);
+        Replaced {
+            used: self.used,
+            // SAFETY: By the type invariant of `Shared` it comes from `into_raw`, and it is there no more.
+            _target: unsafe { Arc::from_raw(old) },
+        }
     }
 
     /// The number of packets, in flight or not.

@@ -47,6 +47,9 @@ pub trait Work: Send + Sync + 'static {
 
     /// Does it, in the user memory `mm`.
     fn run(&self, batch: Self::Batch, mm: CurrentMm<'_>);
+
+    /// The task was killed, and does no more. Must not block.
+    fn killed(&self);
 }
 
 /// How long, in milliseconds, who drops a task waits for its end.
@@ -160,7 +163,7 @@ impl<T: Work> VhostTask<T> {
                 over <- new_condvar!("vhost_task_over"),
                 stopping <- new_work!("vhost_task_stopping"),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         // SAFETY: The functions are for a `Job<T>`, which `arg` points to; `job` keeps it alive
         // until the task was stopped. The name is copied.
@@ -219,7 +222,9 @@ impl<T: Work> VhostTask<T> {
     /// `arg` points to a `Job<T>`.
     unsafe extern "C" fn killed(arg: *mut c_void) {
         // SAFETY: By the safety requirement.
-        Self::leave(unsafe { &*arg.cast::<Job<T>>() }, End::Over);
+        let job = unsafe { &*arg.cast::<Job<T>>() };
+        job.work.killed();
+        Self::leave(job, End::Over);
     }
 
     /// Has the current task stopped, if that is wanted. If it is not yet, it is `otherwise`.

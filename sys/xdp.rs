@@ -221,7 +221,7 @@ impl XdpBatch {
         // INVARIANT: It is empty.
         Ok(Self {
             cache: FragCache::new(),
-            buffs: KBox::new([const { MaybeUninit::uninit() }; BATCH], GFP_KERNEL)?,
+            buffs: KBox::new([const { MaybeUninit::uninit() }; BATCH], GFP_KERNEL_ACCOUNT)?,
             len: 0,
             swapped: false,
             full: false,

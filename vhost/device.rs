@@ -3,13 +3,14 @@
 //! The generic vhost device: its owner, its queues, and who may have what locked.
 //!
 //! Lock order: the device's state, then its queues by their index, then the IOTLB, then the
-//! misses. What a turn of the worker uses is under the mutexes of its queue and of the IOTLB; the
-//! other queue it only tries to lock. The worker is never stopped, and never waited for, under the
-//! mutex of a queue.
+//! misses. What a turn of a worker uses is under the mutexes of its queue and of the IOTLB; the
+//! other queue it only tries to lock. A worker is never stopped, and never waited for, under the
+//! mutex of a queue. Which worker runs which queue, [`assign`](super::assign) says.
 
 #![forbid(unsafe_code)]
 
 use super::{
+    behind::Behind,
     guard,
     kicks::Kicks,
     misses::Misses,
@@ -18,10 +19,7 @@ use super::{
         QueueState, //
     },
     shown::Shown,
-    state::{
-        Owner,
-        State, //
-    },
+    state::State,
     work::{
         WorkBits,
         QUEUES, //
@@ -42,6 +40,7 @@ use crate::{
     sys::{
         compat::ENOBUFS,
         counter::Waiters,
+        poll::Wake,
         sched::cond_resched,
         uaccess::CurrentMm, //
     },
@@ -57,11 +56,9 @@ use kernel::{
     new_spinlock,
     prelude::*,
     sync::{
-        aref::ARef,
         lock::mutex::MutexGuard,
         poll::PollCondVar,
         Arc,
-        ArcBorrow,
         Mutex,
         SpinLock, //
     }, //
@@ -93,13 +90,20 @@ pub trait Driver: Sized + Send + Sync + 'static {
     /// there is no such want.
     fn run(device: &Device<Self>, mm: CurrentMm<'_>, index: usize, cause: Cause) -> u32;
 
+    /// What [`Self::follow_worker`] lets go of.
+    type Kept;
+
+    /// The queue has another worker: has what else wakes the one before wake that. What is returned
+    /// keeps the one before, and is dropped with no queue locked, since it may wait.
+    fn follow_worker(queue: &mut Queue<Self>) -> Self::Kept;
+
     /// Waits until nothing that was begun before uses guest memory any more.
     ///
     /// The caller has the device's state locked, and no queue.
     fn flush(device: &Device<Self>);
 }
 
-/// Why a queue runs.
+/// Why a queue runs, and who runs it.
 #[derive(Clone, Copy, Debug)]
 pub struct Cause {
     /// Who runs it.
@@ -116,15 +120,28 @@ pub struct Cause {
     pub since: u64,
 }
 
+impl Cause {
+    /// Tells `worker`, whom queue `index` belongs to by now.
+    #[cold]
+    fn pass_on(&self, index: usize, worker: &impl Wake) {
+        if self.kicked {
+            worker.wake(WorkBits::kick(index));
+        }
+        if self.ready {
+            worker.wake(WorkBits::ready(index));
+        }
+    }
+}
+
 /// A vhost device.
 #[pin_data]
 pub struct Device<D: Driver> {
     #[pin]
     pub(super) state: Mutex<State<Self>>,
     #[pin]
-    pub(super) first: Mutex<Queue<D>>,
+    pub(super) first: Mutex<KBox<Queue<D>>>,
     #[pin]
-    pub(super) second: Mutex<Queue<D>>,
+    pub(super) second: Mutex<KBox<Queue<D>>>,
     /// What others see of the queues.
     pub(super) shown: [Arc<Shown>; QUEUES],
     /// What the owner is to be told.
@@ -135,25 +152,30 @@ pub struct Device<D: Driver> {
     pub(super) readers: PollCondVar,
     /// How many of the owner's threads want to lock what the worker may have locked.
     lock_waiters: Waiters,
+    /// How many workers want to lock the IOTLB.
+    iotlb_waiters: Waiters,
 }
 
 impl<D: Driver> Device<D> {
     /// Makes a device without an owner. Fails with [`ENOMEM`].
     pub fn new() -> Result<Arc<Self>> {
         let shown = [Shown::new(0)?, Shown::new(1)?];
-        let [first, second] = shown.clone();
+        let [first, second] = &shown;
+        let first = Queue::<D>::new(0, D::new_queue(0)?, first.clone())?;
+        let second = Queue::<D>::new(1, D::new_queue(1)?, second.clone())?;
         Arc::pin_init(
             try_pin_init!(Self {
                 shown,
                 state <- new_mutex!(State::new(), "vhost_device"),
                 // A class for each queue: the lock validator knows them apart.
-                first <- new_mutex!(Queue::<D>::new(0, D::new_queue(0)?, first)?, "vhost_first_queue"),
-                second <- new_mutex!(Queue::<D>::new(1, D::new_queue(1)?, second)?, "vhost_second_queue"),
-                misses <- new_spinlock!(Misses::new()?, "vhost_misses"),
+                first <- new_mutex!(first, "vhost_first_queue"),
+                second <- new_mutex!(second, "vhost_second_queue"),
+                misses <- new_spinlock!(Misses::none(), "vhost_misses"),
                 readers <- new_poll_condvar!("vhost_readers"),
                 lock_waiters: Waiters::new(),
+                iotlb_waiters: Waiters::new(),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 
@@ -162,7 +184,7 @@ impl<D: Driver> Device<D> {
         self.state.lock()
     }
 
-    fn find_queue(&self, index: usize) -> Option<&Mutex<Queue<D>>> {
+    fn find_queue(&self, index: usize) -> Option<&Mutex<KBox<Queue<D>>>> {
         match index {
             0 => Some(&self.first),
             1 => Some(&self.second),
@@ -182,19 +204,32 @@ impl<D: Driver> Device<D> {
         Ok(self.lock_queue(queue))
     }
 
-    fn lock_queue<'a>(&self, queue: &'a Mutex<Queue<D>>) -> QueueGuard<'a, D> {
+    fn lock_queue<'a>(&self, queue: &'a Mutex<KBox<Queue<D>>>) -> QueueGuard<'a, D> {
         QueueGuard::<D>::for_owner(self.lock_for_owner(queue))
     }
 
-    /// Locks a queue, for `worker`. There is none if that is not whom it belongs to any more: a
-    /// worker may go on for a while after its owner has given the device back, and another owner's
-    /// queue is in other memory than its own.
-    pub fn queue_to_run(&self, index: usize, worker: WorkerId) -> Option<QueueGuard<'_, D>> {
+    /// Locks a queue, for the worker of `cause`. There is none if that is not whom it belongs to any
+    /// more: a worker may go on for a while after its owner has given the device back, and another
+    /// owner's queue is in other memory than its own. Who it belongs to then is told.
+    pub fn queue_to_run(&self, index: usize, cause: &Cause) -> Option<QueueGuard<'_, D>> {
         let queue = self.find_queue(index)?.lock();
-        if queue.worker.as_ref()?.id() != worker {
+        let worker = queue.worker.as_ref()?;
+        if worker.id() != cause.worker {
+            cause.pass_on(index, &**worker);
             return None;
         }
         Some(QueueGuard::<D>::new(queue))
+    }
+
+    /// Locks the IOTLB, for a turn: another worker's may have it.
+    pub fn iotlb_to_run<'a>(&self, iotlb: &'a Mutex<Iotlb>) -> MutexGuard<'a, Iotlb> {
+        let locked = iotlb.try_lock();
+        locked.unwrap_or_else(|| self.iotlb_waiters.during(|| iotlb.lock()))
+    }
+
+    /// Who waits for that.
+    pub fn iotlb_waiters(&self) -> &Waiters {
+        &self.iotlb_waiters
     }
 
     /// Locks the queue beside the one of this index, for a worker that has that one locked. It may
@@ -220,32 +255,6 @@ impl<D: Driver> Device<D> {
         f(&self.lock_queue(&self.first)) && f(&self.lock_queue(&self.second))
     }
 
-    /// Makes the current process the owner.
-    ///
-    /// Fails with [`EBUSY`] if there is one, with [`EPERM`] if the process has no address space,
-    /// and with [`ENOMEM`]; with [`ERESTARTNOINTR`], which the caller does not see, if a signal came
-    /// first. `state` is ours, locked.
-    pub fn set_owner(this: ArcBorrow<'_, Self>, state: &mut State<Self>) -> Result {
-        if state.has_owner() {
-            return Err(EBUSY);
-        }
-        let mm = ARef::from(current!().mm().ok_or(EPERM)?);
-        let worker = Worker::new(this.into(), &mm, state.fork).map_err(|err| match err {
-            // A signal was pending. It is handled, and the call is made again.
-            ERESTARTNOINTR => err,
-            // Whatever else the reason is, this is what it is called.
-            _ => ENOMEM,
-        })?;
-        let identity = worker.identity();
-        this.each_queue(|queue| {
-            queue.worker = Some(worker.clone());
-            queue.identity = Some(identity.clone());
-            queue.stats.set_owner(identity.owner());
-        });
-        state.owner = Some(Owner { mm, worker });
-        Ok(())
-    }
-
     /// Makes the device as good as new, but for a memory table, which is empty then.
     ///
     /// Fails with [`EPERM`] unless the current task shares the owner's memory, and with
@@ -253,7 +262,7 @@ impl<D: Driver> Device<D> {
     pub fn reset_owner(&self) -> Result {
         let mut state = self.state.lock();
         state.check_owner()?;
-        let mem = Arc::new(MemTable::new([].into_iter())?, GFP_KERNEL)?;
+        let mem = Arc::new(MemTable::new([].into_iter())?, GFP_KERNEL_ACCOUNT)?;
         self.stop(&mut state);
         self.each_queue(|queue| queue.set_mem(mem.clone()));
         state.mem = Some(mem);
@@ -303,31 +312,30 @@ impl<D: Driver> Device<D> {
         self.each_queue(|queue| room = room.and(queue.ring.make_room(features)));
         room?;
         // Where there was an IOTLB before, what it knew may be out of date.
-        state.iotlb = if features.has(Features::ACCESS_PLATFORM) {
-            Some(Self::new_iotlb().map_err(|_| EFAULT)?)
-        } else {
-            None
-        };
+        let mut behind = None;
+        if features.has(Features::ACCESS_PLATFORM) {
+            behind = Some(Behind::new().map_err(|_| EFAULT)?);
+        }
+        state.iotlb = behind.as_ref().map(|behind| behind.iotlb.clone());
         self.each_queue(|queue| {
             queue.set_iotlb(state.iotlb.clone());
+            if let Some(behind) = &mut behind {
+                let ahead = behind.ahead.get_mut(queue.index);
+                ahead.into_iter().for_each(|a| queue.ahead.take_room(a));
+            }
             queue.features = features;
             queue.ring.set_features(features);
             f(queue);
         });
-        if state.iotlb.is_some() {
-            self.misses.lock().open();
+        if let Some(behind) = &mut behind {
+            let mut misses = self.misses.lock();
+            misses.take_room(&mut behind.misses);
+            misses.open();
         } else {
             self.misses.lock().close();
             self.readers.notify_all();
         }
         Ok(())
-    }
-
-    fn new_iotlb() -> Result<Arc<Mutex<Iotlb>>> {
-        let limit = crate::parameters::max_iotlb_entries();
-        let limit = usize::try_from(limit).ok().filter(|&limit| limit > 0);
-        let iotlb = Iotlb::new(limit.ok_or(EINVAL)?);
-        Arc::pin_init(new_mutex!(iotlb, "vhost_iotlb"), GFP_KERNEL)
     }
 
     /// Sets the features of the interface between the owner and the device, of

@@ -13,19 +13,22 @@ use core::ops::{
     Deref,
     DerefMut, //
 };
-use kernel::sync::lock::mutex::MutexGuard;
+use kernel::{
+    prelude::*,
+    sync::lock::mutex::MutexGuard, //
+};
 
 /// The lock of a queue. When it is let go of, others see what the queue is now.
-pub struct QueueGuard<'a, S: QueueState, W: Wake>(MutexGuard<'a, Queue<S, W>>);
+pub struct QueueGuard<'a, S: QueueState, W: Wake>(MutexGuard<'a, KBox<Queue<S, W>>>);
 
 impl<'a, S: QueueState, W: Wake> QueueGuard<'a, S, W> {
     /// Of the worker, which does not set what the owner sets.
-    pub(super) fn new(guard: MutexGuard<'a, Queue<S, W>>) -> Self {
+    pub(super) fn new(guard: MutexGuard<'a, KBox<Queue<S, W>>>) -> Self {
         Self(guard)
     }
 
     /// Of the owner, who may change anything.
-    pub(super) fn for_owner(mut guard: MutexGuard<'a, Queue<S, W>>) -> Self {
+    pub(super) fn for_owner(mut guard: MutexGuard<'a, KBox<Queue<S, W>>>) -> Self {
         guard.facts_changed = true;
         Self(guard)
     }

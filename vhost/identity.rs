@@ -23,6 +23,8 @@ pub struct Identity {
     thread: SetOnce<Pid>,
     /// Its number in the first namespace; 0 until it runs.
     number: Counter,
+    /// 1 if the thread was killed.
+    killed: Counter,
 }
 
 impl Identity {
@@ -32,8 +34,9 @@ impl Identity {
             owner,
             thread: SetOnce::new(),
             number: Counter::new(),
+            killed: Counter::new(),
         };
-        Ok(Arc::new(identity, GFP_KERNEL)?)
+        Ok(Arc::new(identity, GFP_KERNEL_ACCOUNT)?)
     }
 
     /// The current thread is the worker.
@@ -43,6 +46,17 @@ impl Identity {
             self.thread.populate(pid);
         }
         self.number.set(u64::from(current!().pid().unsigned_abs()));
+    }
+
+    /// The thread was killed with its process.
+    #[cold]
+    pub fn end(&self) {
+        self.killed.set(1);
+    }
+
+    /// Whether it was.
+    pub fn was_killed(&self) -> bool {
+        self.killed.get() != 0
     }
 
     /// The owner's number in the first namespace.
@@ -56,8 +70,9 @@ impl Identity {
     }
 
     /// The worker's number in the namespace of the current task; 0 if it is not to be seen there,
-    /// or does not run yet.
+    /// does not run yet, or was killed.
     pub fn worker_seen(&self) -> i32 {
-        self.thread.as_ref().map_or(0, Pid::in_my_namespace)
+        let thread = self.thread.as_ref().filter(|_| !self.was_killed());
+        thread.map_or(0, Pid::in_my_namespace)
     }
 }

@@ -89,7 +89,7 @@ impl<D: Driver> Device<D> {
             return Err(EINVAL);
         }
         let count = header.nregions as usize;
-        let mut regions = KVVec::with_capacity(count, GFP_KERNEL)?;
+        let mut regions = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
         for index in 0..count {
             let offset = size_of::<uapi::Memory>() + index * size_of::<uapi::MemoryRegion>();
             let region: uapi::MemoryRegion = arg.offset(offset).read()?;
@@ -99,12 +99,12 @@ impl<D: Driver> Device<D> {
                     size: region.memory_size,
                     user: UserAddr::new(region.userspace_addr),
                 },
-                GFP_KERNEL,
+                GFP_KERNEL_ACCOUNT,
             )?;
         }
         let mem = Arc::new(
             MemTable::new(regions.iter().copied().inspect(|_| cond_resched()))?,
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         if !self.mem_access_ok(mm, Some(&mem), false) {
             return Err(EFAULT);
@@ -135,7 +135,7 @@ impl<D: Driver> Device<D> {
         let fd: i32 = arg.read()?;
         let event = open_file(fd, EventFdCtx::from_fd)?;
         state.log_event = match event {
-            Some(event) => Some(Arc::new(event, GFP_KERNEL)?),
+            Some(event) => Some(Arc::new(event, GFP_KERNEL_ACCOUNT)?),
             None => None,
         };
         self.each_queue(|queue| queue.log_event.clone_from(&state.log_event));

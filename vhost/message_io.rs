@@ -159,7 +159,9 @@ impl<D: Driver> Device<D> {
         if state.check_owner().is_ok() && self.waits_for_more(mm, index) {
             return;
         }
-        owner.worker.wake(WorkBits::ready(index));
+        if let Ok(worker) = owner.workers.of(index) {
+            worker.wake(WorkBits::ready(index));
+        }
     }
 
     /// The events that the device is ready for: a message can be read.

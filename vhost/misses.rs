@@ -60,12 +60,22 @@ pub struct Misses<const N: usize> {
 }
 
 impl<const N: usize> Misses<N> {
-    /// No misses, and none to come. Fails with [`ENOMEM`].
-    pub fn new() -> Result<Self> {
-        Ok(Self {
-            list: KVVec::with_capacity(N * MAX_AHEAD, GFP_KERNEL)?,
+    /// No misses, none to come, and no room for any.
+    pub const fn none() -> Self {
+        // INVARIANT: There are none.
+        Self {
+            list: KVVec::new(),
             next_number: 0,
             open: false,
+        }
+    }
+
+    /// No misses, and room for those to come. Fails with [`ENOMEM`].
+    pub fn new() -> Result<Self> {
+        // INVARIANT: There are none.
+        Ok(Self {
+            list: KVVec::with_capacity(N * MAX_AHEAD, GFP_KERNEL_ACCOUNT)?,
+            ..Self::none()
         })
     }
 
@@ -74,7 +84,14 @@ impl<const N: usize> Misses<N> {
         self.open
     }
 
-    /// Says that there may be misses from now on.
+    /// If there is no room, takes that of `new`.
+    pub fn take_room(&mut self, new: &mut Self) {
+        if self.list.capacity() == 0 {
+            core::mem::swap(&mut self.list, &mut new.list);
+        }
+    }
+
+    /// Says that there may be misses from now on, for which there is room.
     pub fn open(&mut self) {
         self.open = true;
     }

@@ -72,14 +72,20 @@ pub trait QueueState: Send + Unpin {
 pub type QueuePoll<W> = Pin<KBox<PollEntry<W>>>;
 
 fn kick_poll<W: Wake>(index: usize) -> Result<QueuePoll<W>> {
-    KBox::pin_init(PollEntry::new(poll::IN, WorkBits::kick(index)), GFP_KERNEL)
+    KBox::pin_init(
+        PollEntry::new(poll::IN, WorkBits::kick(index)),
+        GFP_KERNEL_ACCOUNT,
+    )
 }
 
 /// Makes the entry that waits for the backend of queue `index`, for the events of `mask`.
 ///
 /// Fails with [`ENOMEM`].
 pub fn backend_poll<W: Wake>(index: usize, mask: u32) -> Result<QueuePoll<W>> {
-    KBox::pin_init(PollEntry::new(mask, WorkBits::ready(index)), GFP_KERNEL)
+    KBox::pin_init(
+        PollEntry::new(mask, WorkBits::ready(index)),
+        GFP_KERNEL_ACCOUNT,
+    )
 }
 
 /// A queue of a device.
@@ -115,6 +121,8 @@ pub struct Queue<S: QueueState, W: Wake> {
     pub(super) worker: Option<Arc<W>>,
     /// What that is called.
     pub(super) identity: Option<Arc<Identity>>,
+    /// The same worker runs the other queue.
+    pub(super) shares_worker: bool,
     pub(super) kick: Option<EventFdFile>,
     pub(super) kick_poll: QueuePoll<W>,
     pub(super) call: Option<EventFdCtx>,
@@ -132,12 +140,14 @@ pub struct Queue<S: QueueState, W: Wake> {
 
 impl<S: QueueState, W: Wake> Queue<S, W> {
     /// A queue of a new device, with this number. Fails with [`ENOMEM`].
-    pub(super) fn new(index: usize, state: S, shown: Arc<Shown>) -> Result<Self> {
-        Ok(Self {
+    pub(super) fn new(index: usize, state: S, shown: Arc<Shown>) -> Result<KBox<Self>> {
+        let kick_poll = kick_poll(index)?;
+        // In its place: it is large for a stack.
+        let queue = try_init!(Self {
             ring: Vring::new()?,
             mem: None,
             iotlb: None,
-            ahead: Ahead::new()?,
+            ahead: Ahead::none(),
             wanted: Wanted::default(),
             features: Features::default(),
             state,
@@ -149,8 +159,9 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
             index,
             worker: None,
             identity: None,
+            shares_worker: true,
             kick: None,
-            kick_poll: kick_poll(index)?,
+            kick_poll,
             call: None,
             err: None,
             log_event: None,
@@ -159,7 +170,8 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
             legacy_endian: Endian::NATIVE,
             busyloop_timeout: 0,
             message_kind: uapi::IOTLB_MSG,
-        })
+        });
+        KBox::init(queue, GFP_KERNEL_ACCOUNT)
     }
 
     /// Puts the queue into the state of a new device, but for its statistics, and what the device
@@ -216,6 +228,18 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         // A unit is the microsecond of the C driver: 1024 ns.
         let timeout = i64::from(self.busyloop_timeout) << 10;
         (timeout > 0).then_some(Delta::from_nanos(timeout))
+    }
+
+    /// Has another worker run the queue: kicks wake that from now on. Returns the one before.
+    pub(super) fn set_worker(&mut self, worker: Arc<W>, identity: Arc<Identity>) -> Option<Arc<W>> {
+        self.kick_poll.as_mut().set_target(worker.clone());
+        self.identity = Some(identity);
+        self.worker.replace(worker)
+    }
+
+    /// Whether the worker runs the other queue too.
+    pub fn shares_worker(&self) -> bool {
+        self.shares_worker
     }
 
     /// Who runs this queue, once there is an owner.

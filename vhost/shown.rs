@@ -61,7 +61,7 @@ impl Shown {
                 stats,
                 facts <- new_spinlock!(Facts::default(), "vhost_facts"),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 

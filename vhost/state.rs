@@ -4,9 +4,9 @@
 
 #![forbid(unsafe_code)]
 
-use super::worker::{
-    Run,
-    Worker, //
+use super::{
+    worker::Run,
+    workers::Workers, //
 };
 use crate::{
     memtable::{
@@ -28,7 +28,7 @@ use kernel::{
 /// The process that a device belongs to, and what works for it.
 pub(super) struct Owner<R: Run> {
     pub(super) mm: ARef<MmWithUser>,
-    pub(super) worker: Arc<Worker<R>>,
+    pub(super) workers: Workers<R>,
 }
 
 /// What the owner set for the whole device.
@@ -37,7 +37,7 @@ pub struct State<R: Run> {
     pub(super) mem: Option<Arc<MemTable>>,
     pub(super) iotlb: Option<Arc<Mutex<Iotlb>>>,
     pub(super) log_event: Option<Arc<EventFdCtx>>,
-    /// The next owner's worker is a thread of the owner's process.
+    /// The next owner's workers are threads of the owner's process.
     pub(super) fork: bool,
 }
 

@@ -208,7 +208,7 @@ impl Stats {
             zerocopy_refused: Counter::new(),
             in_flight: Counter::new(),
         };
-        Ok(Arc::new(stats, GFP_KERNEL)?)
+        Ok(Arc::new(stats, GFP_KERNEL_ACCOUNT)?)
     }
 
     /// The device has another owner, of this process number; 0 if none.

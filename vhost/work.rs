@@ -38,6 +38,11 @@ impl WorkBits {
         1 << (index + QUEUES)
     }
 
+    /// Either of them.
+    pub const fn of(index: usize) -> [u32; 2] {
+        [Self::kick(index), Self::ready(index)]
+    }
+
     /// The worker's first work: to say who it is.
     pub const BEGIN: u32 = 1 << 30;
 
@@ -60,7 +65,7 @@ impl WorkBits {
 
     /// Whether a queue behind this one has something to do.
     pub fn has_after(self, index: usize) -> bool {
-        (index + 1..QUEUES).any(|index| self.has(Self::kick(index) | Self::ready(index)))
+        (index + 1..QUEUES).any(|index| Self::of(index).iter().any(|&bit| self.has(bit)))
     }
 }
 
@@ -96,6 +101,17 @@ impl WorkSet {
         match self.0.xchg(0, Full) {
             0 => None,
             bits => Some(WorkBits(bits)),
+        }
+    }
+
+    /// Takes a bit out. Returns whether it was set.
+    pub fn remove(&self, bit: u32) -> bool {
+        let mut old = self.0.load(Relaxed);
+        loop {
+            match self.0.cmpxchg(old, old & !bit, Full) {
+                Ok(_) => return old & bit != 0,
+                Err(now) => old = now,
+            }
         }
     }
 

@@ -106,6 +106,10 @@ impl<R: Run> Work for Runner<R> {
             self.set.add(rest.bits);
         }
     }
+
+    fn killed(&self) {
+        self.identity.end();
+    }
 }
 
 /// The thread of a [`Worker`].
@@ -148,14 +152,14 @@ impl<R: Run> Worker<R> {
             kcov: Handle::of_current(),
             target,
         };
-        let runner = Arc::new(runner, GFP_KERNEL)?;
+        let runner = Arc::new(runner, GFP_KERNEL_ACCOUNT)?;
         let name = CString::try_from_fmt(fmt!("vhost-{}", current!().pid()))?;
         let thread = if fork {
             Thread::Owner(VhostTask::spawn(runner.clone(), &name)?)
         } else {
             Thread::Kernel(Kthread::spawn(runner.clone(), &name, mm.into())?)
         };
-        Ok(Arc::new(Self { runner, thread }, GFP_KERNEL)?)
+        Ok(Arc::new(Self { runner, thread }, GFP_KERNEL_ACCOUNT)?)
     }
 
     /// Which one it is.
@@ -166,6 +170,20 @@ impl<R: Run> Worker<R> {
     /// What the thread and its owner are called.
     pub fn identity(&self) -> Arc<Identity> {
         self.runner.identity.clone()
+    }
+
+    /// Whether the thread was killed with its process: it runs nothing any more.
+    pub fn was_killed(&self) -> bool {
+        self.runner.identity.was_killed()
+    }
+
+    /// Has `other` do what this was to do for queue `index` and has not begun.
+    pub fn leave_to(&self, other: &Self, index: usize) {
+        for bit in WorkBits::of(index) {
+            if self.runner.set.remove(bit) {
+                other.wake(bit);
+            }
+        }
     }
 
     /// Whether there is something to do that was not begun.

@@ -38,7 +38,7 @@ impl Backend {
     ///
     /// Fails with [`ENOTSOCK`] if it is no backend, with [`EBADF`], and with [`ENOMEM`].
     pub fn new(index: usize, fd: i32) -> Result<Self> {
-        let sock = Arc::new(Socket::from_fd(fd)?, GFP_KERNEL)?;
+        let sock = Arc::new(Socket::from_fd(fd)?, GFP_KERNEL_ACCOUNT)?;
         let receiver = match index {
             RX => Some(Receiver::new(sock.clone())?),
             _ => None,

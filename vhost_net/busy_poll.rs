@@ -83,22 +83,19 @@ impl BusyPoll<'_> {
 
     fn until(&self, queue: &mut Queue, begin: Instant<Monotonic>, timeout: Delta) -> Polled {
         let mm = self.mm;
-        // Where both are wanted, the owner has the locks in the other order.
-        let Some(mut other) = self.device.try_other_queue(queue.index()) else {
-            return Polled::TimedOut;
-        };
-        let same_iotlb = match (&queue.iotlb, &other.iotlb) {
-            (Some(ours), Some(theirs)) => Arc::ptr_eq(ours, theirs),
-            (ours, theirs) => ours.is_none() && theirs.is_none(),
-        };
-        let both = other.state.backend.is_some()
-            && other.is_set_up()
-            && !other.is_halted()
-            && same_iotlb
-            && self
-                .iotlb
-                .is_none_or(|iotlb| other.ring.find(iotlb).is_ok());
-        if both {
+        let mut other = None;
+        if queue.shares_worker() {
+            // Where both are wanted, the owner has the locks in the other order.
+            let Some(guard) = self.device.try_other_queue(queue.index()) else {
+                return Polled::TimedOut;
+            };
+            other = Some(guard);
+        }
+        // Another worker looks for what it has to do itself.
+        let mut other = other
+            .as_deref_mut()
+            .and_then(|other| self.may_look(queue, other).then_some(other));
+        if let Some(other) = &mut other {
             // Only advice to the driver: if it can't be given, the queue's own turn will say so.
             let _ = other.disable_kicks(mm);
         }
@@ -106,8 +103,10 @@ impl BusyPoll<'_> {
         let worker = queue.worker();
         let worker = worker.as_deref();
         let mut interrupted = false;
-        while !(has_work(queue, mm) || both && has_work(&mut other, mm)) {
-            interrupted = self.device.lock_waiters().any() || worker.is_some_and(Worker::has_work);
+        while !(has_work(queue, mm) || other.as_mut().is_some_and(|other| has_work(other, mm))) {
+            interrupted = self.device.lock_waiters().any()
+                || self.device.iotlb_waiters().any()
+                || worker.is_some_and(Worker::has_work);
             if interrupted
                 || need_resched()
                 || current!().signal_pending()
@@ -117,8 +116,10 @@ impl BusyPoll<'_> {
             }
             cpu_relax();
         }
-        if both && (has_work(&mut other, mm) || !matches!(other.enable_kicks(mm), Ok(false))) {
-            other.run_again();
+        if let Some(other) = other {
+            if has_work(other, mm) || !matches!(other.enable_kicks(mm), Ok(false)) {
+                other.run_again();
+            }
         }
         // Also a packet without a buffer: a socket that was emptied does not get ready for it
         // again.
@@ -129,6 +130,21 @@ impl BusyPoll<'_> {
         } else {
             Polled::TimedOut
         }
+    }
+
+    /// Whether the other queue is to be looked at beside this one.
+    fn may_look(&self, queue: &Queue, other: &mut Queue) -> bool {
+        let same_iotlb = match (&queue.iotlb, &other.iotlb) {
+            (Some(ours), Some(theirs)) => Arc::ptr_eq(ours, theirs),
+            (ours, theirs) => ours.is_none() && theirs.is_none(),
+        };
+        other.state.backend.is_some()
+            && other.is_set_up()
+            && !other.is_halted()
+            && same_iotlb
+            && self
+                .iotlb
+                .is_none_or(|iotlb| other.ring.find(iotlb).is_ok())
     }
 }
 

@@ -128,6 +128,10 @@ impl MiscDevice for Device {
                 let mut state = this.lock();
                 Device::set_owner(this, &mut state)?;
             }
+            uapi::NEW_WORKER
+            | uapi::FREE_WORKER
+            | uapi::ATTACH_VRING_WORKER
+            | uapi::GET_VRING_WORKER => Device::worker_ioctl(this, cmd, arg)?,
             uapi::RESET_OWNER => this.reset_owner()?,
             _ => Device::ioctl(&this, mm, cmd, arg)?,
         }

@@ -19,6 +19,7 @@ use crate::{
     sys::{
         poll,
         socket::Socket,
+        ubuf::Replaced,
         xdp::XdpBatch, //
     },
     vhost::{
@@ -68,7 +69,7 @@ impl NetQueue {
             own_header: 0,
             backend_header: 0,
             segments: Segments::new()?,
-            dirty: DirtyList::new()?,
+            dirty: DirtyList::without_room()?,
             logged: false,
             batch: XdpBatch::new()?,
             batch_bytes: 0,
@@ -97,6 +98,23 @@ impl QueueState for NetQueue {
         self.polling_since = None;
         self.retries = 0;
         self.backend.take()
+    }
+}
+
+/// The queue has another worker: its backend, and packets that are sent without a copy, wake that from
+/// now on. What is returned keeps the one before.
+pub fn follow_worker(queue: &mut Queue) -> Option<Replaced<Worker>> {
+    let worker = queue.worker()?;
+    let state = &mut queue.state;
+    state.poll.as_mut().set_target(worker.clone());
+    Some(state.zerocopy()?.set_worker(worker))
+}
+
+/// As [`run_when_ready`], unless the socket is ready now: then this returns true.
+pub fn run_unless_ready(queue: &mut Queue, sock: &Socket) -> Result<bool> {
+    match queue.worker() {
+        Some(worker) => (queue.state.poll.as_mut()).start_unless_ready(sock, worker),
+        None => Ok(false),
     }
 }
 

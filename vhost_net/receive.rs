@@ -85,7 +85,7 @@ fn receive_to<F: RingFormat>(
     maps: &Maps,
     budget: &mut Budget<'_>,
 ) -> Result<Pause, Fault> {
-    let log = queue.log();
+    let log = log_with_room(queue)?;
     // With an IOTLB, what knows where the log has them.
     let mem = queue.mem.as_deref().filter(|_| queue.iotlb.is_some());
     let (most, counted) = chains_a_packet(queue.features);
@@ -138,6 +138,18 @@ fn receive_to<F: RingFormat>(
         stats.moved(packet);
     }
     Ok(Pause::Enough)
+}
+
+/// The log of guest memory, if there is one. Then there is room to keep what a packet writes.
+///
+/// Fails with [`ENOMEM`].
+fn log_with_room(queue: &mut Queue) -> Result<Option<DirtyLog>, Fault> {
+    let log = queue.log();
+    if log.is_some() {
+        let room = queue.state.dirty.make_room();
+        room.map_err(|err| Fault::new(err, Why::NoRoom))?;
+    }
+    Ok(log)
 }
 
 /// In how many chains a packet may be, and whether its header says in how many it is.

@@ -24,7 +24,7 @@ use super::{
         RX,
         TX, //
     },
-    queue::run_when_ready,
+    queue::run_unless_ready,
     receive::{
         receive,
         wanted, //
@@ -72,7 +72,7 @@ pub fn turn(device: &Device, mm: CurrentMm<'_>, queue: &mut Queue, cause: Cause)
     }
     queue.go_on();
     let iotlb = queue.iotlb.clone();
-    let iotlb = iotlb.as_ref().map(|iotlb| iotlb.lock());
+    let iotlb = iotlb.as_deref().map(|iotlb| device.iotlb_to_run(iotlb));
     let mut maps = mem.maps();
     if let Some(iotlb) = &iotlb {
         if let Err(fault) = queue.ring.find(iotlb) {
@@ -189,7 +189,8 @@ fn move_packets(
 }
 
 /// Has the queue run when the side that `pause` is about has something. Returns whether it has it
-/// already; then the turn goes on.
+/// already; then the turn goes on. So what has come while the guest was called needs no other turn,
+/// and the other queue has its own when the budget is spent.
 ///
 /// Fails as [`Queue::enable_kicks`].
 fn wake_by(
@@ -202,8 +203,7 @@ fn wake_by(
         return queue.enable_kicks(mm);
     }
     // A backend in an error state wakes nobody; the owner will give another.
-    let _ = run_when_ready(queue, sock);
-    Ok(false)
+    Ok(run_unless_ready(queue, sock).unwrap_or(false))
 }
 
 /// Sends what waits to be sent, and gives the buffers that are done with to the guest. `stretch` is

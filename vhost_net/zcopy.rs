@@ -18,6 +18,7 @@ use crate::{
         ubuf::{
             self,
             InFlight,
+            Replaced,
             UserBufs,
             MAX_PACKETS, //
         },
@@ -65,9 +66,9 @@ impl<W: Wake> ZeroCopy<W> {
     ///
     /// Fails with [`ENOMEM`].
     pub fn new(index: usize, worker: Arc<W>) -> Result<Self> {
-        let mut chains = KVec::with_capacity(MAX_PACKETS, GFP_KERNEL)?;
+        let mut chains = KVec::with_capacity(MAX_PACKETS, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..MAX_PACKETS {
-            chains.push(None, GFP_KERNEL)?;
+            chains.push(None, GFP_KERNEL_ACCOUNT)?;
         }
         Ok(Self {
             bufs: UserBufs::new(worker, WorkBits::ready(index))?,
@@ -77,6 +78,11 @@ impl<W: Wake> ZeroCopy<W> {
             held: false,
             refused: false,
         })
+    }
+
+    /// Has another worker told that packets are done. What is returned keeps the one before.
+    pub fn set_worker(&mut self, worker: Arc<W>) -> Replaced<W> {
+        self.bufs.set_target(worker)
     }
 
     /// This, if a packet of `len` bytes, with the backend's header, is to go without a copy to

@@ -68,7 +68,7 @@ impl Area {
             [all] => area = Self::flat(all.addr()),
             several => area
                 .pieces
-                .extend_from_slice(several, GFP_KERNEL)
+                .extend_from_slice(several, GFP_KERNEL_ACCOUNT)
                 .map_err(Error::from)
                 .because(Why::RingPieces)?,
         }

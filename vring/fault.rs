@@ -61,6 +61,7 @@ pub enum Why {
     UsedDescriptorWrite,
     DriverEventRead,
     DeviceEventWrite,
+    NoRoom,
 }
 
 impl Why {
@@ -105,6 +106,7 @@ impl Why {
             Self::UsedDescriptorWrite => c"a used descriptor can't be written",
             Self::DriverEventRead => c"the driver's event area can't be read",
             Self::DeviceEventWrite => c"the device's event area can't be written",
+            Self::NoRoom => c"no memory for the pieces of a chain",
         }
     }
 }
@@ -167,6 +169,7 @@ impl Fault {
             Refused::Unmapped(at) => Self::new(EFAULT, why).about(Known::Nothing, at),
             Refused::Denied(_) => Self::new(EPERM, Why::Denied),
             Refused::TooMany => Self::new(ENOBUFS, Why::Pieces),
+            Refused::NoMemory => Self::new(ENOMEM, Why::NoRoom),
         }
     }
 

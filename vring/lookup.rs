@@ -22,7 +22,8 @@ impl Lookup {
     pub(super) fn new() -> Result<Self> {
         Ok(Self {
             hint: Hint::default(),
-            table: Segments::new()?,
+            // Nearly always it is one piece.
+            table: Segments::with_room(4)?,
         })
     }
 }

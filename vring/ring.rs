@@ -153,7 +153,8 @@ impl Vring {
     /// forgotten.
     ///
     /// Fails with [`EINVAL`] unless `num` is from 1 to [`MAX_NUM`](super::MAX_NUM), and a power of
-    /// two if the ring is not packed.
+    /// two if the ring is not packed. Fails
+    /// with [`ENOMEM`], too; then all is as it was.
     pub fn set_num(&mut self, num: u32) -> Result {
         match self.kind {
             Kind::Split => self.split.set_num(num)?,

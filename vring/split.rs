@@ -120,6 +120,7 @@ impl Split {
         if !num.is_power_of_two() || num > MAX_NUM {
             return Err(EINVAL);
         }
+        self.taken.resize(num as u16)?;
         self.num = num as u16;
         self.forget_taken();
         self.forget_heads();

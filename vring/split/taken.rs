@@ -61,13 +61,25 @@ impl Taken {
     /// No chains, of a ring of one descriptor. Fails with [`ENOMEM`].
     pub(super) fn new() -> Result<Self> {
         Ok(Self {
-            elems: List::new(MAX_TAKEN)?,
-            spans: List::new(MAX_TAKEN)?,
+            elems: List::new(1)?,
+            spans: List::new(1)?,
             unpublished: 0,
             deferred: 0,
             limit: 1,
             era: 0,
         })
+    }
+
+    /// Makes room for the chains of a ring of `num` descriptors. The caller [forgets](Self::forget)
+    /// those that there are.
+    ///
+    /// Fails with [`ENOMEM`]; then all is as it was.
+    pub(super) fn resize(&mut self, num: u16) -> Result {
+        let room = usize::from(num).min(MAX_TAKEN);
+        if room != self.elems.room() {
+            (self.elems, self.spans) = (List::new(room)?, List::new(room)?);
+        }
+        Ok(())
     }
 
     /// Forgets all chains, also those that are deferred. The ring has `num` descriptors.

@@ -16,6 +16,8 @@ pub enum Flow {
     Rx,
     /// Both at once.
     Both,
+    /// From the tap to the guest, one after so many microseconds, each with a call.
+    Paced(u64),
     /// A packet from the guest to the tap; when it is there, the answer from the tap to the guest.
     RoundTrip,
 }
@@ -65,6 +67,8 @@ pub struct Case {
     pub known: Known,
     /// Somebody reads the device's fdinfo a thousand times a second.
     pub watched: bool,
+    /// Each queue has a worker of its own, where the driver can do that.
+    pub two_workers: bool,
     /// The worker's instructions, Rust / C, that the project wants at most.
     pub goal: f64,
     /// The same of the time from kick to call.
@@ -84,6 +88,7 @@ const TX: Case = Case {
     raw: false,
     known: Known::All,
     watched: false,
+    two_workers: false,
     goal: 0.85,
     clock_goal: 1.00,
 };
@@ -143,6 +148,8 @@ pub const CASES: &[Case] = &[
     Case { name: "tx-raw-socket", features: USUAL | VHOST_NET_HDR, raw: true, goal: 1.00, ..TX },
     Case { name: "round-trip", flow: Flow::RoundTrip, batch: 1, packets: 1600, goal: 1.00, ..TX },
     Case { name: "both-ways", flow: Flow::Both, packets: 12800, goal: 1.00, ..TX },
+    Case { name: "both-ways-2", flow: Flow::Both, packets: 12800, two_workers: true, clock_goal: 0.62, ..TX },
+    Case { name: "rx-paced", flow: Flow::Paced(50), features: VERSION_1 | MRG_RXBUF, packets: 3200, ..TX },
 ];
 
 impl Case {
@@ -170,13 +177,18 @@ impl Case {
         self.features & RING_PACKED != 0
     }
 
+    /// Whether it says something only with a processor for each thread.
+    pub fn by_clock(&self) -> bool {
+        self.two_workers || matches!(self.flow, Flow::Paced(_))
+    }
+
     /// Whether the packets are TCP segments that the receiver of the tap's traffic is to cut.
     pub fn gso(&self) -> bool {
         self.len > 16384
     }
 
     pub fn sends(&self) -> bool {
-        self.flow != Flow::Rx
+        !matches!(self.flow, Flow::Rx | Flow::Paced(_))
     }
 
     pub fn receives(&self) -> bool {

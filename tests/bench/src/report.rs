@@ -84,6 +84,7 @@ pub fn report(results: &Path, files: &[&str]) -> Res {
             _ => {
                 print_clock(rounds, &of_mode);
                 print_misses(&of_mode);
+                print_wakeups(&of_mode);
             }
         }
         let notes: BTreeSet<_> = of_mode
@@ -274,6 +275,23 @@ fn print_misses(all: &[Summary]) {
             of(&s.rust, |f| f.owner_waits),
             of(&s.c, |f| f.worker_waits),
             of(&s.rust, |f| f.worker_waits),
+        );
+    }
+    println!();
+}
+
+/// How often the worker is woken by packets that come one by one.
+fn print_wakeups(all: &[Summary]) {
+    for s in all.iter().filter(|s| s.case.starts_with("rx-paced")) {
+        let of = |f: &Option<Figures>| {
+            f.as_ref()
+                .map_or("-".into(), |f| format!("{:.2}", f.worker_waits))
+        };
+        println!(
+            "{}: wake-ups of the worker a packet (medians): C {}, Rust {}",
+            s.case,
+            of(&s.c),
+            of(&s.rust)
         );
     }
     println!();

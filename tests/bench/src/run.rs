@@ -130,11 +130,20 @@ pub fn run(case: Case, times: usize, pinned: bool) -> Res<Outcome> {
         return Ok(Outcome::Missing(missing));
     }
     let mut b = Bench::new(case)?;
-    let worker = sys::worker()?;
+    let workers = sys::workers()?;
     if pinned {
         sys::pin(0, 0)?;
-        sys::pin(worker, 1)?;
+        // The guest sleeps while several work.
+        for (worker, cpu) in workers.iter().rev().zip([1, 0]) {
+            sys::pin(*worker, cpu)?;
+        }
     }
+    let runtimes = || {
+        workers
+            .iter()
+            .map(|&worker| sys::runtime(worker))
+            .sum::<Res<u64>>()
+    };
     for _ in 0..CHECKED {
         b.batch(true)?;
     }
@@ -148,10 +157,13 @@ pub fn run(case: Case, times: usize, pinned: bool) -> Res<Outcome> {
     let batches = (times * case.packets).div_ceil(case.per_batch());
     b.span = Duration::ZERO;
     let arrived = sys::received(&b.guest.tap.name)?;
-    let runtime = sys::runtime(worker)?;
+    let runtime = runtimes()?;
     let counts = || -> Res<[u64; 3]> {
-        let thread = format!("/proc/self/task/{worker}");
-        let waits = kselftest::task::sleeps(thread.as_ref())?;
+        let mut waits = 0;
+        for worker in &workers {
+            let thread = format!("/proc/self/task/{worker}");
+            waits += kselftest::task::sleeps(thread.as_ref())?;
+        }
         Ok([MISSES.load(Relaxed), OWNER_WAITS.load(Relaxed), waits])
     };
     let before = counts()?;
@@ -160,7 +172,7 @@ pub fn run(case: Case, times: usize, pinned: bool) -> Res<Outcome> {
         b.batch(false)?;
     }
     let machine = start.elapsed();
-    let runtime = sys::runtime(worker)? - runtime;
+    let runtime = runtimes()? - runtime;
     let after = counts()?;
     let arrived = sys::received(&b.guest.tap.name)? - arrived;
 
@@ -283,6 +295,14 @@ impl Bench {
         if self.case.watched {
             self.watch()?;
         }
+        let mut id = 0u32;
+        if self.case.two_workers
+            && ioctls::ioctl(&self.guest.net, ioctls::NEW_WORKER, &raw mut id) == 0
+        {
+            let to_send = [TX as u32, id];
+            let net = &self.guest.net;
+            check_eq!(ioctls::ioctl(net, ioctls::ATTACH_VRING_WORKER, &to_send), 0);
+        }
         let g = &self.guest;
         let backend = self.raw.as_ref().map_or(&g.tap.fd, |raw| &raw.fd);
         for (index, used) in [(TX, self.case.sends()), (RX, self.case.receives())] {
@@ -396,6 +416,9 @@ impl Bench {
             return self.check_received(rx_first, 0);
         }
 
+        if let Flow::Paced(gap) = self.case.flow {
+            return self.paced(Duration::from_micros(gap), checked);
+        }
         if self.case.receives() {
             self.rx.send(&self.guest.peer, self.case)?;
             self.rx.offer(&mut self.guest.rx);
@@ -436,6 +459,28 @@ impl Bench {
             for i in 0..self.case.batch as u32 {
                 let want = self.tx.expected(tx_first.wrapping_add(i));
                 same(&listener.recv()?, &want, "sent packet")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives a batch of packets, one after each `gap`.
+    fn paced(&mut self, gap: Duration, checked: bool) -> Res {
+        let first = self.rx.seq;
+        self.rx.offer(&mut self.guest.rx);
+        self.guest.rx.submit();
+        let start = Instant::now();
+        for i in 0..self.case.batch as u32 {
+            while start.elapsed() < gap * i {
+                std::hint::spin_loop();
+            }
+            self.rx.send_one(&self.guest.peer, self.case)?;
+        }
+        finished(&mut self.guest.rx)?;
+        self.span += start.elapsed();
+        if checked {
+            for i in 0..self.case.batch {
+                self.check_received(first, i)?;
             }
         }
         Ok(())
@@ -588,15 +633,18 @@ impl Queue {
 
     /// Sends as many packets to the tap as there are slots.
     fn send(&mut self, sender: &Peer, case: Case) -> Res {
-        for _ in 0..self.slots.len() {
-            let seq = self.seq.to_be_bytes();
-            self.packet[self.seq_at..self.seq_at + 4].copy_from_slice(&seq);
-            match case.gso() {
-                true => sender.send(&[&GSO_HEADER[..], &self.packet].concat())?,
-                false => sender.send(&self.packet)?,
-            }
-            self.seq = self.seq.wrapping_add(1);
+        (0..self.slots.len()).try_for_each(|_| self.send_one(sender, case))
+    }
+
+    /// Sends a packet to the tap.
+    fn send_one(&mut self, sender: &Peer, case: Case) -> Res {
+        let seq = self.seq.to_be_bytes();
+        self.packet[self.seq_at..self.seq_at + 4].copy_from_slice(&seq);
+        match case.gso() {
+            true => sender.send(&[&GSO_HEADER[..], &self.packet].concat())?,
+            false => sender.send(&self.packet)?,
         }
+        self.seq = self.seq.wrapping_add(1);
         Ok(())
     }
 

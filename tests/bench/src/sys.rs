@@ -25,16 +25,19 @@ pub fn file(of: &impl AsRawFd) -> ManuallyDrop<File> {
     ManuallyDrop::new(unsafe { File::from_raw_fd(of.as_raw_fd()) })
 }
 
-/// The id of the device's worker thread.
-pub fn worker() -> Res<i32> {
+/// The ids of the device's worker threads, the first one first.
+pub fn workers() -> Res<Vec<i32>> {
     let name = format!("vhost-{}", std::process::id());
+    let mut ids = vec![];
     for entry in std::fs::read_dir("/proc/self/task")? {
         let path = entry?.path();
         if read_to_string(path.join("comm"))?.trim_end() == name {
-            return Ok(path.file_name().unwrap().to_string_lossy().parse()?);
+            ids.push(path.file_name().unwrap().to_string_lossy().parse()?);
         }
     }
-    bail!("there is no thread called {name}")
+    kselftest::check!(!ids.is_empty(), "there is no thread called {name}");
+    ids.sort_unstable();
+    Ok(ids)
 }
 
 /// The processor time of a thread, in nanoseconds. Exact while the thread sleeps.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Lists of fixed room.
+//! Lists whose room is made before they are used.
 
 use kernel::prelude::*;
 use proptest::{collection::vec, prelude::*};
@@ -13,6 +13,7 @@ enum Op {
     Truncate(usize),
     Clear,
     Set(usize, u16),
+    Grow(usize),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -21,6 +22,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(Op::Pop),
         1 => (0..12usize).prop_map(Op::Truncate),
         1 => Just(Op::Clear),
+        1 => (0..200usize).prop_map(Op::Grow),
         2 => (0..10usize, any::<u16>()).prop_map(|(at, value)| Op::Set(at, value)),
     ]
 }
@@ -29,7 +31,7 @@ proptest! {
     #![proptest_config(config(2000))]
 
     #[test]
-    fn does_as_a_vector(room in 0..9usize, ops in vec(op(), 0..60)) {
+    fn does_as_a_vector(mut room in 0..9usize, ops in vec(op(), 0..60)) {
         let mut list = List::new(room).unwrap();
         let mut model = Vec::new();
         for op in ops {
@@ -49,6 +51,14 @@ proptest! {
                 Op::Clear => {
                     list.clear();
                     model.clear();
+                }
+                Op::Grow(most) => {
+                    // To twice as much, or what it begins with; never to less.
+                    let to = (2 * room).max(List::<u16>::FIRST).min(most);
+                    let grows = to > room;
+                    prop_assert_eq!(list.grow(most), if grows { Ok(()) } else { Err(ENOBUFS) });
+                    room = room.max(to);
+                    prop_assert_eq!(list.room(), room);
                 }
                 Op::Set(at, value) => {
                     let (there, wanted) = (list.as_mut_slice().get_mut(at), model.get_mut(at));

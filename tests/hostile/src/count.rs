@@ -44,6 +44,10 @@ pub const CALLS: &[&str] = &[
     "wild message",
     "read a message",
     "unknown ioctl",
+    "NEW_WORKER",
+    "FREE_WORKER",
+    "ATTACH_VRING_WORKER",
+    "GET_VRING_WORKER",
 ];
 
 /// What a driver in the field, or its VMM, was reported to do.
@@ -101,6 +105,10 @@ pub mod call {
     pub const WILD_MESSAGE: usize = 27;
     pub const READ: usize = 28;
     pub const UNKNOWN: usize = 29;
+    pub const NEW_WORKER: usize = 30;
+    pub const FREE_WORKER: usize = 31;
+    pub const ATTACH_WORKER: usize = 32;
+    pub const GET_WORKER: usize = 33;
 }
 
 /// All counts.

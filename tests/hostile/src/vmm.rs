@@ -205,6 +205,12 @@ impl<'a> Vmm<'a> {
         self.num = [1; 2];
         self.ask(call::OWNER, sys::SET_OWNER, nothing);
         self.ask(call::BACKEND_FEATURES, sys::SET_BACKEND_FEATURES, &2u64);
+        // The C driver has one worker for a device.
+        for (what, id) in [(0, 1), (2, 1), (3, 1), (2, 0), (1, 1)] {
+            if !sys::on_c() {
+                self.worker(what, 1, id);
+            }
+        }
         let words = [1, VERSION_1 | ACCESS_PLATFORM];
         self.iotlb = self.ask(call::FEATURES_ARRAY, sys::SET_FEATURES_ARRAY, &words);
         self.renew(1);
@@ -619,7 +625,7 @@ impl<'a> Vmm<'a> {
     /// Things that are asked less often.
     fn odd(&mut self, q: usize) {
         let index = q as u32;
-        match self.rng.below(14) {
+        match self.rng.below(17) {
             0 => {
                 let log = self.world.arena.log_base;
                 let base = self
@@ -688,10 +694,14 @@ impl<'a> Vmm<'a> {
                 self.ask(call::OWNER, sys::SET_OWNER, std::ptr::null::<u8>());
             }
             11 => {
-                let nr = self.rng.pick(&[
-                    0x02u64, 0x08, 0x09, 0x15, 0x16, 0x26, 0x40, 0x60, 0x70, 0x7f,
-                ]);
+                let nr = self
+                    .rng
+                    .pick(&[0x02u64, 0x08, 0x09, 0x16, 0x26, 0x40, 0x60, 0x70, 0x7f]);
                 self.unknown(nr);
+            }
+            12..15 => {
+                let (what, id) = (self.rng.below(4), self.rng.below(5));
+                self.worker(what as usize, index, id as u32);
             }
             _ => self.another_tap(),
         }
@@ -707,6 +717,25 @@ impl<'a> Vmm<'a> {
         ] {
             self.ask(call::GET, request, words.as_mut_ptr());
         }
+    }
+
+    /// Asks for something about a worker. Few numbers are named, so workers are freed as fast as they are made.
+    fn worker(&self, what: usize, index: u32, id: u32) {
+        let (mut of_device, mut of_queue) = (id, [index, id]);
+        match what {
+            0 => self.ask(call::NEW_WORKER, sys::NEW_WORKER, &raw mut of_device),
+            1 => self.ask(call::FREE_WORKER, sys::FREE_WORKER, &raw mut of_device),
+            2 => self.ask(
+                call::ATTACH_WORKER,
+                sys::ATTACH_VRING_WORKER,
+                of_queue.as_mut_ptr(),
+            ),
+            _ => self.ask(
+                call::GET_WORKER,
+                sys::GET_VRING_WORKER,
+                of_queue.as_mut_ptr(),
+            ),
+        };
     }
 
     fn unknown(&self, nr: u64) {

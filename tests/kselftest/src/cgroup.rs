@@ -57,6 +57,22 @@ impl Group {
         Ok(Group(path))
     }
 
+    /// An empty group whose memory is counted; none if the kernel can't do that.
+    pub fn with_memory(name: &str) -> Res<Option<Self>> {
+        let group = Self::new(name)?;
+        let all = mount()?;
+        match std::fs::write(all.join("cgroup.subtree_control"), "+memory") {
+            Ok(()) => Ok(Some(group)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// How many bytes of memory it has.
+    pub fn memory(&self) -> Res<i64> {
+        let text = std::fs::read_to_string(self.0.join("memory.current"))?;
+        Ok(text.trim().parse()?)
+    }
+
     /// Writes a file of the group.
     pub fn set(&self, file: &str, value: &str) -> Res {
         std::fs::write(self.0.join(file), value).map_err(|e| Fail(format!("{file}: {e}")))

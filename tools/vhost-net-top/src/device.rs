@@ -85,9 +85,16 @@ impl Device {
         (!device.queues.is_empty()).then_some(device)
     }
 
-    /// The thread that works for it, if that is to be seen.
+    /// The thread that works for it, or for one of its queues, if that is to be seen.
     pub fn worker(&self) -> Option<i32> {
         self.queues.values().map(|q| q.worker).find(|&w| w > 0)
+    }
+
+    /// The queues for which another thread works than [`Self::worker`], and that.
+    pub fn other_workers(&self) -> impl Iterator<Item = (&str, i32)> {
+        let first = self.worker().unwrap_or(0);
+        let workers = self.queues.iter().map(|(name, q)| (&**name, q.worker));
+        workers.filter(move |&(_, worker)| worker > 0 && worker != first)
     }
 }
 
@@ -109,6 +116,7 @@ mod tests {
         assert_eq!(tx.reasons("drops-"), reasons);
         assert_eq!(tx.last_fault, "a buffer to transmit is writable");
         assert_eq!(device.worker(), Some(4321));
+        assert_eq!(device.other_workers().count(), 0);
         assert_eq!(tx.in_flight, 5);
         assert_eq!(tx.counters.get("zerocopy-in-flight"), None);
     }
@@ -120,6 +128,17 @@ mod tests {
             None
         );
         assert_eq!(Device::parse(""), None);
+    }
+
+    #[test]
+    fn a_worker_for_each_queue() {
+        let device = Device::parse("rx-worker:\t5\ntx-worker:\t6\n").unwrap();
+        assert_eq!(device.worker(), Some(5));
+        assert_eq!(device.other_workers().collect::<Vec<_>>(), [("tx", 6)]);
+        // One that was killed is not there.
+        let device = Device::parse("rx-worker:\t0\ntx-worker:\t6\n").unwrap();
+        assert_eq!(device.worker(), Some(6));
+        assert_eq!(device.other_workers().count(), 0);
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub struct Open {
     /// What it did. None if that can't be read.
     pub device: Option<Device>,
     pub worker: Option<Worker>,
+    /// Where a queue has another one than that.
+    pub other_workers: BTreeMap<String, Worker>,
 }
 
 impl Open {
@@ -59,6 +61,11 @@ impl Open {
     pub fn key(&self) -> (i32, i32, i32) {
         let worker = self.worker.as_ref().map_or(0, |w| w.id);
         (self.pid, self.fd.unwrap_or(-1), worker)
+    }
+
+    /// The worker of a queue.
+    pub fn worker_of(&self, queue: &str) -> Option<&Worker> {
+        self.other_workers.get(queue).or(self.worker.as_ref())
     }
 }
 
@@ -206,7 +213,13 @@ impl Host {
             if id.is_some_and(|id| !seen.insert(id)) {
                 continue;
             }
+            let others = device.iter().flat_map(Device::other_workers);
+            let others: BTreeMap<_, _> = others
+                .filter_map(|(queue, id)| Some((queue.to_string(), worker(root, id)?)))
+                .collect();
+            seen.extend(others.values().map(|worker| worker.id));
             self.open.push(Open {
+                other_workers: others,
                 pid,
                 process: comm.to_string(),
                 vm: vm.clone(),

@@ -33,7 +33,7 @@ pub struct Row {
     pub stops: Vec<(String, u64)>,
     pub last_fault: String,
     pub worker: Option<i32>,
-    /// The part of a processor that the worker used: for both queues of a device.
+    /// The part of a processor that the worker used: for both queues of a device, if they have one.
     pub worker_cpu: Option<f64>,
     /// The processors that it may use.
     pub worker_allowed: String,
@@ -53,8 +53,9 @@ fn row(now: &Open, before: Option<&Open>, name: &str, seconds: f64, ticks: u64) 
     let old = before.and_then(|b| b.device.as_ref()?.queues.get(name));
     let both = queue.zip(old).filter(|_| seconds > 0.0);
     let grown = |key: &'static str| both.map(|(now, before)| grown(now, before, key));
-    let worker = now.worker.as_ref();
-    let used = worker.zip(before.and_then(|b| b.worker.as_ref()));
+    let worker = now.worker_of(name);
+    let used = worker.zip(before.and_then(|b| b.worker_of(name)));
+    let used = used.filter(|(now, before)| now.id == before.id);
     let used = used.map(|(now, before)| now.ticks.saturating_sub(before.ticks) as f64);
     let drops = |q: &Queue| q.sum("drops-") as f64;
     Row {

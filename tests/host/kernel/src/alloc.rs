@@ -20,6 +20,7 @@ pub mod flags {
     pub use super::Flags;
 
     pub const GFP_KERNEL: Flags = Flags(());
+    pub const GFP_KERNEL_ACCOUNT: Flags = Flags(());
     pub const GFP_ATOMIC: Flags = Flags(());
 }
 
@@ -170,6 +171,12 @@ impl<T: Clone> KVec<T> {
         let mut vec = Self::with_capacity(n, flags)?;
         vec.items.resize(n, value);
         Ok(vec)
+    }
+
+    pub fn resize(&mut self, len: usize, value: T, flags: Flags) -> Result<(), AllocError> {
+        self.reserve(len.saturating_sub(self.items.len()), flags)?;
+        self.items.resize(len, value);
+        Ok(())
     }
 
     pub fn extend_from_slice(&mut self, other: &[T], flags: Flags) -> Result<(), AllocError> {

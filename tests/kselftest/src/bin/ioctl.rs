@@ -124,7 +124,6 @@ fn all_refused(f: &File) -> i32 {
         sys::ioctl(f, RESET_OWNER, NULL),
         // Unknown ones as well.
         sys::ioctl(f, 0xaf7e, &s),
-        sys::ioctl(f, NEW_WORKER, &s),
     ];
     match got.iter().position(|&e| e != EPERM) {
         None => 0,
@@ -965,7 +964,7 @@ fn set_backend_early() -> Res {
 
 fn unknown() -> Res {
     let f = owned()?;
-    for req in [0xaf7e, 0xaf05, 0x5401, 0x4008_af7f, NEW_WORKER] {
+    for req in [0xaf7e, 0xaf05, 0x5401, 0x4008_af7f] {
         errno!(f, req, &state(0, 0), ENOTTY);
         errno!(f, req, &state(1, 0), ENOTTY);
     }

@@ -617,6 +617,35 @@ fn stream() -> Res {
     Ok(())
 }
 
+/// Who runs a queue by the time that its packets are done is told of it, and who did when they were sent may be gone.
+fn another_worker() -> Res {
+    if on_c() {
+        return Ok(());
+    }
+    let (mut h, packets) = Held::twenty()?;
+    let (mut id, fd) = (77u32, h.g.net.as_raw_fd());
+    check_eq!(ioctl(&fd, NEW_WORKER, &raw mut id), 0);
+    check_eq!(id, 1);
+    for index in [1, 0u32] {
+        check_eq!(ioctl(&fd, ATTACH_VRING_WORKER, &[index, 1]), 0);
+    }
+    check_eq!(ioctl(&fd, FREE_WORKER, &0u32), 0);
+    let one = || threads().is_ok_and(|all| all.len() == 2);
+    check!(until(one), "threads of this process: {:?}", threads()?);
+    let before = Before::of(&h.g)?;
+    for p in &packets {
+        h.arrives(p)?;
+    }
+    // Nothing else wakes the worker than that they are done.
+    for _ in &packets {
+        h.g.tx.wait()?;
+    }
+    before.only(&h.g, "tx", &["kicks"], &[])?;
+    let p = frame(100, 60);
+    let (head, _) = h.offer(&p);
+    h.used(head)
+}
+
 /// Packets that go without a copy are counted when they are done, and those that could not, at once.
 fn counted() -> Res {
     if on_c() {
@@ -673,6 +702,7 @@ fn main() {
         ("bad_header", bad_header),
         ("sizes", sizes),
         ("stream", stream),
+        ("another_worker", another_worker),
         ("counted", counted),
     ];
     /// What the ring's format has a part in.
