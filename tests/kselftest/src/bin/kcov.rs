@@ -2,7 +2,8 @@
 
 //! KCOV: who has set the owner has what the worker does for it in its coverage, as a fuzzer wants it.
 //!
-//! For kernels with `CONFIG_KCOV`; this module's own code is instrumented there, the C driver's is not.
+//! For kernels with `CONFIG_KCOV`. This module's Rust code is instrumented there; the C driver only with
+//! `CONFIG_KCOV_INSTRUMENT_ALL`.
 
 use std::collections::BTreeSet;
 use std::fs::File;
