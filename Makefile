@@ -168,7 +168,7 @@ top:
 	@scripts/top
 PREFIX ?= /usr/local
 install-top: top
-	install -D build/vhost-net-top '$(DESTDIR)$(PREFIX)/sbin/vhost-net-top'
+	install -D build/vhost-net-top/vhost-net-top '$(DESTDIR)$(PREFIX)/sbin/vhost-net-top'
 	install -D -m 644 tools/vhost-net-top/vhost-net-top.8 '$(DESTDIR)$(PREFIX)/share/man/man8/vhost-net-top.8'
 
 .PHONY: clean

@@ -47,8 +47,7 @@ check() {
 
 # kselftest COMMAND: module-checks and a command that prints KTAP, in one VM; counts their tests.
 kselftest() {
-    (cd tests/kselftest && CARGO_HOME=$cache/cargo CARGO_TARGET_DIR=target RUSTC=/usr/bin/rustc \
-        /usr/bin/cargo build --locked --release)
+    scripts/cargo tests/kselftest build --release
 
     local ktap=build/check/kselftest-$flavour.ktap status=0 planned good
     mkdir -p build/check

@@ -234,7 +234,7 @@ fn tables_and_what_they_name() {
         device.offer(&[(first, 12), (second, 4096)], i, Some(table));
     }
     let tables: Vec<_> = (0..3).map(|i| TABLES + i * PAGE).collect();
-    let mut serve = |device: &mut Device| {
+    let serve = |device: &mut Device| {
         let mut told = vec![];
         while let Some(iova) = device.read() {
             told.push(iova);
