@@ -24,6 +24,12 @@ need_kernel() {
     . scripts/env.sh
 }
 
+# need_in_debian PACKAGE...: has them in the root of Debian's kernel. For what only one step wants, and what is large.
+need_in_debian() {
+    scripts/in-debian dpkg-query -W "$@" >/dev/null 2>&1 || flock "$debian_root.lock" env debian_root_locked=1 scripts/in-debian sh -c \
+        'apt-get -y install "$@" || { apt-get update && apt-get -y install "$@"; }' - "$@"
+}
+
 # The files whose path matches one of the patterns: those in git, and new ones that git does not ignore.
 project_files() {
     git ls-files --cached --others --exclude-standard -- "$@" | sort -u | while read -r file; do
