@@ -12,12 +12,12 @@
 //!    bit ([`vhost/work.rs`](crate::vhost)) and wakes the worker (`vhost/worker.rs`).
 //! 2. The worker takes the bits, and `vhost/device.rs` runs each queue that has one: it calls
 //!    [`Net::run`](Driver::run), here, which locks the queue and starts a [`turn`].
-//! 3. [`transmit`] takes the next chain of the ring (`vring.rs`, `vring/split.rs`), whose
+//! 3. [`transmit`] takes the next chain of the ring (`vring/split.rs`, `vring/packed.rs`), whose
 //!    buffers `memtable/maps.rs` translates, and puts the packet into a batch for the tap
 //!    (`sys/xdp.rs`), into the socket (`sys/socket.rs`), or lends it to that ([`zcopy`]). Whether
 //!    one that can't be moved is dropped, is tried again or halts the queue, [`verdict`] says.
 //! 4. After 64 packets (or two pages of them), and in the end, the turn sends the batch, writes the used entries
-//!    (`vring/split.rs`) and calls the guest if it wants that (`vhost/queue.rs`).
+//!    (as above) and calls the guest if it wants that (`vhost/queue.rs`).
 //! 5. With the ring empty it polls for a while ([`busy_poll`]), asks for kicks, and is over.
 //!
 //! A packet for the guest: the tap's wait queue sets the queue's ready bit, and [`receive`] asks

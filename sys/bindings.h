@@ -17,6 +17,7 @@
 #include <linux/kcov.h>
 #include <linux/miscdevice.h>
 #include <linux/netdevice.h>
+#include <linux/nospec.h>
 #include <linux/net.h>
 #include <linux/page_frag_cache.h>
 #include <linux/poll.h>

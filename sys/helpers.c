@@ -130,6 +130,13 @@ __vhost_helper bool rust_helper_dev_has_ethernet_header(struct sock *sk, const c
 	return dev && dev->hard_header_len == ETH_HLEN;
 }
 
+/* linux/nospec.h */
+
+__vhost_helper size_t rust_helper_array_index_nospec(size_t index, size_t size)
+{
+	return array_index_nospec(index, size);
+}
+
 /* linux/poll.h */
 
 __vhost_helper __poll_t rust_helper_vfs_poll(struct file *file, struct poll_table_struct *pt)

@@ -13,6 +13,7 @@ pub mod kcov;
 pub mod kthread;
 pub mod miscdev;
 pub mod moduleparam;
+pub mod nospec;
 pub mod pid;
 pub mod poll;
 pub mod reaper;

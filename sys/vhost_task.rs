@@ -52,7 +52,7 @@ pub trait Work: Send + Sync + 'static {
     fn killed(&self);
 }
 
-/// How long, in milliseconds, who drops a task waits for its end.
+/// How long, in milliseconds, who drops tasks waits for their end.
 const PATIENCE: u32 = 1000;
 
 /// A thread in the process of the task that made it.
@@ -73,6 +73,8 @@ pub struct VhostTask<T: Work> {
     task: NonNull<bindings::vhost_task>,
     job: Arc<Job<T>>,
     pending: Pending,
+    /// How long, in milliseconds, its end is waited for.
+    patience: Atomic<u32>,
 }
 
 // SAFETY: Any thread may wake and stop a `vhost_task`.
@@ -179,7 +181,17 @@ impl<T: Work> VhostTask<T> {
         // SAFETY: The task is new.
         unsafe { bindings::vhost_task_start(task.as_ptr()) };
         // INVARIANT: Just made and started.
-        Ok(Self { task, job, pending })
+        Ok(Self {
+            task,
+            job,
+            pending,
+            patience: Atomic::new(PATIENCE),
+        })
+    }
+
+    /// Who drops it has waited for others for so many milliseconds: the sum is no longer than for one.
+    pub fn waited(&self, msecs: u32) {
+        self.patience.store(PATIENCE.saturating_sub(msecs), Relaxed);
     }
 
     /// Makes the task look for something to do. Callable in any context; no effect on one that was
@@ -260,7 +272,7 @@ impl<T: Work> Drop for VhostTask<T> {
         self.job.wanted.store(true, Relaxed);
         // It can't be stopped before, for that takes a look at `end`.
         self.wake();
-        let mut left = msecs_to_jiffies(PATIENCE);
+        let mut left = msecs_to_jiffies(self.patience.load(Relaxed));
         while !matches!(*end, End::Over) {
             match self.job.over.wait_interruptible_timeout(&mut end, left) {
                 CondVarTimeoutResult::Woken { jiffies } => left = jiffies,

@@ -4,8 +4,8 @@
 //! queues (`VHOST_NEW_WORKER` and what goes with it).
 //!
 //! A queue moves to another worker between two of its turns. What wakes the old one then wakes the new
-//! one; what that was told of the queue and has not begun goes with it, and what it has begun ends with
-//! a look at whose the queue is ([`Device::queue_to_run`]).
+//! one, which is told to look at the queue when nobody tells the old one any more. Whatever that was told
+//! of the queue is done by this look; it finds the queue another's ([`Device::queue_to_run`]).
 
 #![forbid(unsafe_code)]
 
@@ -29,6 +29,7 @@ use crate::{
     parameters,
     sys::{
         compat::ENOBUFS,
+        nospec::bounded,
         poll::Wake, //
     },
     uapi::{
@@ -56,18 +57,19 @@ impl<D: Driver> Device<D> {
             return Err(EBUSY);
         }
         let mm = ARef::from(current!().mm().ok_or(EPERM)?);
+        let number = current!().group_leader().pid();
         let mut workers = Workers::new();
         for index in 0..QUEUES {
             if index == 0 || parameters::worker_per_virtqueue() {
-                let number = workers.add(|| Self::new_worker(this, &mm, state.fork))?;
-                workers.give(index, number);
+                let worker = workers.add(|| Self::new_worker(this, &mm, number, state.fork))?;
+                workers.give(index, worker);
             }
         }
         let shared = workers.is_shared();
         for index in 0..QUEUES {
             let worker = workers.of(index)?.clone();
             let mut queue = this.queue(index)?;
-            queue.stats.set_owner(worker.identity().owner());
+            queue.stats.set_owner(number);
             queue.shares_worker = shared;
             let identity = worker.identity();
             queue.set_worker(worker, identity);
@@ -76,16 +78,17 @@ impl<D: Driver> Device<D> {
         Ok(())
     }
 
-    /// Makes a worker, for which `fork` is what [`Worker::new`] says.
+    /// Makes a worker, for which `owner` and `fork` are what [`Worker::new`] says.
     ///
     /// Fails with [`ENOMEM`]; with [`ERESTARTNOINTR`], which the caller does not see, if a signal
     /// came first.
     fn new_worker(
         this: ArcBorrow<'_, Self>,
         mm: &MmWithUser,
+        owner: i32,
         fork: bool,
     ) -> Result<Arc<Worker<D>>> {
-        Worker::new(this.into(), mm, fork).map_err(|err| match err {
+        Worker::new(this.into(), mm, owner, fork).map_err(|err| match err {
             // A signal was pending. It is handled, and the call is made again.
             ERESTARTNOINTR => err,
             // Whatever else the reason is, this is what it is called.
@@ -137,8 +140,7 @@ impl<D: Driver> Device<D> {
     /// Reads the index of a queue. Fails with [`EFAULT`], and with [`ENOBUFS`] if there is no such
     /// queue.
     fn queue_index(arg: Arg) -> Result<usize> {
-        let index = arg.read::<u32>()? as usize;
-        (index < QUEUES).then_some(index).ok_or(ENOBUFS)
+        bounded(arg.read::<u32>()? as usize, QUEUES).ok_or(ENOBUFS)
     }
 
     /// Makes one more worker, and says its number.
@@ -156,7 +158,9 @@ impl<D: Driver> Device<D> {
             return Err(EFAULT);
         }
         let Owner { mm, workers } = owner;
-        let worker_id = workers.add(|| Self::new_worker(this, mm, true))?;
+        // The current process may be another, which shares the owner's memory.
+        let number = workers.of(0)?.identity().owner();
+        let worker_id = workers.add(|| Self::new_worker(this, mm, number, true))?;
         arg.write(&uapi::WorkerState { worker_id })
     }
 
@@ -170,24 +174,18 @@ impl<D: Driver> Device<D> {
         if worker.was_killed() || owner.workers.number_of(index) == number {
             return Ok(());
         }
-        let (old, kept) = {
+        let kept = {
             let mut queue = self.queue(index)?;
-            let old = queue.set_worker(worker.clone(), worker.identity());
-            let kept = D::follow_worker(&mut queue);
-            if !queue.halted {
-                // It may rest for want of memory: the one before would have gone on with it.
-                worker.wake(WorkBits::ready(index));
-            }
-            (old, kept)
+            queue.set_worker(worker.clone(), worker.identity());
+            D::follow_worker(&mut queue)
         };
         owner.workers.give(index, number);
         let shared = owner.workers.is_shared();
         self.each_queue(|queue| queue.shares_worker = shared);
         // The one before can still be told something until this is gone.
         drop(kept);
-        if let Some(old) = old {
-            old.leave_to(&worker, index);
-        }
+        // It was kicked, or its backend was ready; or it rests, and the one before would have gone on.
+        worker.wake(WorkBits::ready(index));
         Ok(())
     }
 }

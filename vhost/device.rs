@@ -40,7 +40,6 @@ use crate::{
     sys::{
         compat::ENOBUFS,
         counter::Waiters,
-        poll::Wake,
         sched::cond_resched,
         uaccess::CurrentMm, //
     },
@@ -120,19 +119,6 @@ pub struct Cause {
     pub since: u64,
 }
 
-impl Cause {
-    /// Tells `worker`, whom queue `index` belongs to by now.
-    #[cold]
-    fn pass_on(&self, index: usize, worker: &impl Wake) {
-        if self.kicked {
-            worker.wake(WorkBits::kick(index));
-        }
-        if self.ready {
-            worker.wake(WorkBits::ready(index));
-        }
-    }
-}
-
 /// A vhost device.
 #[pin_data]
 pub struct Device<D: Driver> {
@@ -150,7 +136,7 @@ pub struct Device<D: Driver> {
     /// Who waits for that.
     #[pin]
     pub(super) readers: PollCondVar,
-    /// How many of the owner's threads want to lock what the worker may have locked.
+    /// How many threads want to lock what a worker may have locked.
     lock_waiters: Waiters,
     /// How many workers want to lock the IOTLB.
     iotlb_waiters: Waiters,
@@ -192,7 +178,7 @@ impl<D: Driver> Device<D> {
         }
     }
 
-    /// Locks what the worker may have locked, for the owner. A worker lets go of it
+    /// Locks what a worker may have locked, for the owner or for another worker. A worker lets go of it
     /// after the packet that it moves, or if it has nothing to do.
     pub(super) fn lock_for_owner<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
         self.lock_waiters.during(|| mutex.lock())
@@ -210,15 +196,15 @@ impl<D: Driver> Device<D> {
 
     /// Locks a queue, for the worker of `cause`. There is none if that is not whom it belongs to any
     /// more: a worker may go on for a while after its owner has given the device back, and another
-    /// owner's queue is in other memory than its own. Who it belongs to then is told.
+    /// owner's queue is in other memory than its own.
     pub fn queue_to_run(&self, index: usize, cause: &Cause) -> Option<QueueGuard<'_, D>> {
-        let queue = self.find_queue(index)?.lock();
-        let worker = queue.worker.as_ref()?;
-        if worker.id() != cause.worker {
-            cause.pass_on(index, &**worker);
-            return None;
-        }
-        Some(QueueGuard::<D>::new(queue))
+        let queue = self.find_queue(index)?;
+        // If it is in use, it may be by who polls for a long time, unless somebody waits.
+        let queue = queue
+            .try_lock()
+            .unwrap_or_else(|| self.lock_for_owner(queue));
+        let ours = queue.worker.as_ref()?.id() == cause.worker;
+        ours.then(|| QueueGuard::<D>::new(queue))
     }
 
     /// Locks the IOTLB, for a turn: another worker's may have it.

@@ -10,8 +10,8 @@
 //! What an invalidation covers may be asked again, too.
 //!
 //! What a queue waits for is what it came upon when it last stopped: what was told and is no longer
-//! among that, is forgotten. How many these are, [`MAX_AHEAD`] says; their room was made with the
-//! device.
+//! among that, is forgotten. How many these are, [`MAX_AHEAD`] says; their room is made with the
+//! IOTLB.
 
 #![forbid(unsafe_code)]
 

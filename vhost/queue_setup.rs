@@ -138,11 +138,12 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         if !fits(addr.desc_user_addr) || !fits(addr.used_user_addr) || !fits(addr.avail_user_addr) {
             return Err(EFAULT);
         }
-        // What the ring's parts are aligned to (virtio 1.3, section 2.7); of the descriptors it is
-        // not asked, for these are copied.
+        // What the ring's parts are aligned to (virtio 1.3, sections 2.7 and 2.8.10). Of the descriptors
+        // of a split ring it is not asked, for these are copied.
         if addr.avail_user_addr % 2 != 0
             || addr.used_user_addr % 4 != 0
             || addr.log_guest_addr % 4 != 0
+            || self.ring.is_packed() && addr.desc_user_addr % 16 != 0
         {
             return Err(EINVAL);
         }

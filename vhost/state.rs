@@ -37,7 +37,7 @@ pub struct State<R: Run> {
     pub(super) mem: Option<Arc<MemTable>>,
     pub(super) iotlb: Option<Arc<Mutex<Iotlb>>>,
     pub(super) log_event: Option<Arc<EventFdCtx>>,
-    /// The next owner's workers are threads of the owner's process.
+    /// Workers are threads of the process that makes them.
     pub(super) fork: bool,
 }
 

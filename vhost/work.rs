@@ -104,17 +104,6 @@ impl WorkSet {
         }
     }
 
-    /// Takes a bit out. Returns whether it was set.
-    pub fn remove(&self, bit: u32) -> bool {
-        let mut old = self.0.load(Relaxed);
-        loop {
-            match self.0.cmpxchg(old, old & !bit, Full) {
-                Ok(_) => return old & bit != 0,
-                Err(now) => old = now,
-            }
-        }
-    }
-
     /// Whether there is something to do that was not taken.
     pub fn has_work(&self) -> bool {
         self.0.load(Relaxed) != 0

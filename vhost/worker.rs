@@ -30,7 +30,8 @@ use kernel::{
     mm::MmWithUser,
     prelude::*,
     str::CString,
-    sync::Arc, //
+    sync::Arc,
+    time::Delta, //
 };
 
 /// What a worker runs.
@@ -129,21 +130,22 @@ impl<R: Run> Thread<R> {
     }
 }
 
-/// A thread that runs queues, named `vhost-PID` after the owner. Dropped, it ends.
+/// A thread that runs queues, named `vhost-TID` after the thread that made it. Dropped, it ends.
 pub struct Worker<R: Run> {
     runner: Arc<Runner<R>>,
     thread: Thread<R>,
 }
 
 impl<R: Run> Worker<R> {
-    /// Makes a worker that belongs to the current process, whose address space is `mm`. `fork`
-    /// says that the thread is to be one of that process.
+    /// Makes a worker for the address space `mm`, which the current process shares. `fork` says that
+    /// the thread is to be one of that process. `owner` is the number of the device's owner, which that
+    /// need not be.
     ///
     /// Fails with [`ENOMEM`], and as the kernel does when it makes a thread.
-    pub fn new(target: Arc<R>, mm: &MmWithUser, fork: bool) -> Result<Arc<Self>> {
+    pub fn new(target: Arc<R>, mm: &MmWithUser, owner: i32, fork: bool) -> Result<Arc<Self>> {
         let set = WorkSet::new();
         set.add(WorkBits::BEGIN);
-        let identity = Identity::new(current!().group_leader().pid())?;
+        let identity = Identity::new(owner)?;
         let runner = Runner {
             set,
             idle: Counter::new(),
@@ -177,12 +179,10 @@ impl<R: Run> Worker<R> {
         self.runner.identity.was_killed()
     }
 
-    /// Has `other` do what this was to do for queue `index` and has not begun.
-    pub fn leave_to(&self, other: &Self, index: usize) {
-        for bit in WorkBits::of(index) {
-            if self.runner.set.remove(bit) {
-                other.wake(bit);
-            }
+    /// Who drops it, which may take a second, has waited for others for so long already.
+    pub fn waited(&self, time: Delta) {
+        if let Thread::Owner(task) = &self.thread {
+            task.waited(u32::try_from(time.as_millis()).unwrap_or(u32::MAX));
         }
     }
 

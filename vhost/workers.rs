@@ -14,9 +14,14 @@ use super::{
         Worker, //
     }, //
 };
+use crate::sys::nospec::bounded;
 use kernel::{
     prelude::*,
-    sync::Arc, //
+    sync::Arc,
+    time::{
+        Instant,
+        Monotonic, //
+    }, //
 };
 
 /// The workers of a device.
@@ -56,8 +61,8 @@ impl<R: Run> Workers<R> {
 
     /// The worker of this number. Fails with [`ENODEV`] if there is none.
     pub(super) fn get(&self, number: u32) -> Result<&Arc<Worker<R>>> {
-        let slot = self.list.get(number as usize);
-        slot.and_then(Option::as_ref).ok_or(ENODEV)
+        let at = bounded(number as usize, self.list.len()).ok_or(ENODEV)?;
+        self.list.get(at).and_then(Option::as_ref).ok_or(ENODEV)
     }
 
     /// The number of the worker that queue `index` has.
@@ -94,5 +99,14 @@ impl<R: Run> Workers<R> {
         }
         let slot = self.list.get_mut(number as usize).ok_or(ENODEV)?;
         slot.take().ok_or(ENODEV)
+    }
+}
+
+impl<R: Run> Drop for Workers<R> {
+    fn drop(&mut self) {
+        let begin = Instant::<Monotonic>::now();
+        for worker in self.list.iter_mut().filter_map(Option::take) {
+            worker.waited(begin.elapsed());
+        }
     }
 }

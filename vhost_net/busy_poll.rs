@@ -95,7 +95,10 @@ impl BusyPoll<'_> {
         let mut other = other
             .as_deref_mut()
             .and_then(|other| self.may_look(queue, other).then_some(other));
-        if let Some(other) = &mut other {
+        // One that needs no kick, for its backend wakes it or it is to run, is left so.
+        let mut disabled = false;
+        if let Some(other) = other.as_mut().filter(|other| !other.ring.is_quiet()) {
+            disabled = true;
             // Only advice to the driver: if it can't be given, the queue's own turn will say so.
             let _ = other.disable_kicks(mm);
         }
@@ -117,7 +120,7 @@ impl BusyPoll<'_> {
             cpu_relax();
         }
         if let Some(other) = other {
-            if has_work(other, mm) || !matches!(other.enable_kicks(mm), Ok(false)) {
+            if has_work(other, mm) || disabled && !matches!(other.enable_kicks(mm), Ok(false)) {
                 other.run_again();
             }
         }

@@ -28,10 +28,11 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// The most descriptors that a ring may have (virtio 1.3, section 2.7: a power of two).
+/// The most descriptors that a ring may have (virtio 1.3, sections 2.7 and 2.8.10).
 pub const MAX_NUM: u32 = 0x8000;
 
-/// The most descriptors that an indirect table may have: they are linked by 16-bit numbers.
+/// The most descriptors that an indirect table may have: in a split ring they are linked by
+/// 16-bit numbers.
 pub(super) const MAX_INDIRECT: u32 = 0x1_0000;
 
 /// The most descriptors that the chains of one packet may have, in the ring and in all their
@@ -44,7 +45,7 @@ const MAX_PACKET: u32 = MAX_NUM + MAX_INDIRECT;
 /// Its buffers follow each other in the [`Segments`] that the caller gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chain {
-    /// The number of its first descriptor: the name by which the driver knows it.
+    /// The name by which the driver knows it: the number of its first descriptor, or its buffer id.
     pub head: u16,
     /// The number of segments that the device may read; they come first.
     pub readable: usize,

@@ -106,7 +106,7 @@ impl Why {
             Self::UsedDescriptorWrite => c"a used descriptor can't be written",
             Self::DriverEventRead => c"the driver's event area can't be read",
             Self::DeviceEventWrite => c"the device's event area can't be written",
-            Self::NoRoom => c"no memory for the pieces of a chain",
+            Self::NoRoom => c"no memory for the pieces of a chain, or of the log",
         }
     }
 }

@@ -115,7 +115,7 @@ impl Packed {
         self.num = num;
         self.events = Events::new();
         self.set_features(Features::default());
-        self.set_base(Place::START.bits());
+        self.set_base(Place::START.bits(), Place::START.bits());
     }
 
     pub(super) fn set_num(&mut self, num: u32) -> Result {
@@ -123,8 +123,7 @@ impl Packed {
             return Err(EINVAL);
         }
         self.num = num as u16;
-        // What is out there has no meaning in a ring of another size.
-        self.set_base(self.avail.bits());
+        self.set_base(self.avail.bits(), self.used.bits());
         Ok(())
     }
 
@@ -138,10 +137,14 @@ impl Packed {
         self.used.bits()
     }
 
-    /// Goes on at this place, with nothing out there.
-    pub(super) fn set_base(&mut self, base: u16) {
-        self.avail = Place::from_bits(base);
-        self.forget_taken();
+    /// Goes on at these places: where the next chain is taken, and where the next used descriptor is
+    /// written. What is between stays out there, and the driver does not get it back.
+    pub(super) fn set_base(&mut self, avail: u16, used: u16) {
+        (self.avail, self.used) = (Place::from_bits(avail), Place::from_bits(used));
+        self.taken.forget();
+        self.seen = None;
+        // Where one of them is outside the ring, `start` fails.
+        self.out = self.used.distance(self.avail, self.num).unwrap_or(0);
     }
 
     pub(super) fn set_features(&mut self, features: Features) {
@@ -166,24 +169,31 @@ impl Packed {
     /// Tells the driver whether kicks are wanted.
     ///
     /// Fails with [`EFAULT`] if the device's event area can't be written, and with [`EINVAL`] if
-    /// the base is outside the ring.
+    /// the base is no two places in the ring, or they are further apart than it is long.
     pub(super) fn start<M: UserMemory>(
         &mut self,
         memory: &mut RingMemory,
         mem: M,
     ) -> Result<(), Fault> {
-        if self.avail.index() >= self.num {
+        if self.used.distance(self.avail, self.num).is_none() {
             return Err(Fault::new(EINVAL, Why::Base));
         }
         self.events.start(memory, mem)
     }
 
+    /// The device's event area may be another, of which nothing is known.
+    pub(super) fn forget_area(&mut self) {
+        self.events.forget_area();
+    }
+
+    /// Whether the driver is asked not to kick.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.events.is_quiet()
+    }
+
     /// Forgets what was taken and not published: the driver does not get it back.
     fn forget_taken(&mut self) {
-        self.taken.forget();
-        self.used = self.avail;
-        self.out = 0;
-        self.seen = None;
+        self.set_base(self.avail.bits(), self.avail.bits());
     }
 
     /// Reads the descriptor at `place`, if it is available.

@@ -172,6 +172,7 @@ impl Vring {
     /// Moves the ring to `addrs`, which have the alignment that [`RingAddrs`] asks for.
     pub fn set_addrs(&mut self, addrs: RingAddrs) {
         self.memory.set_addrs(addrs);
+        self.packed.forget_area();
         self.forget_heads();
     }
 
@@ -253,8 +254,9 @@ impl Vring {
     /// Goes on where [`Self::vring_base`] said, of this ring or of another host's. What was
     /// deferred, or completed but not published, is forgotten.
     ///
-    /// Of a packed ring, the upper half does not count: a device of ours stops with nothing out
-    /// there, and DPDK's virtio-user leaves it zero, which would mean that all is.
+    /// Of a packed ring, what is between the two halves stays out there: a device has stopped whose
+    /// ring it could not write. DPDK's virtio-user starts at `0x8000`, which would mean that all of
+    /// the ring is; it means that nothing is.
     ///
     /// Fails with [`EINVAL`] if the ring is not packed, and `base` is no 16-bit index.
     pub fn set_vring_base(&mut self, base: u32) -> Result {
@@ -262,7 +264,11 @@ impl Vring {
             Kind::Split => self
                 .split
                 .set_base(u16::try_from(base).map_err(|_| EINVAL)?),
-            Kind::Packed => self.packed.set_base(base as u16),
+            Kind::Packed => {
+                let (avail, used) = (base as u16, (base >> 16) as u16);
+                let used = if base == 0x8000 { avail } else { used };
+                self.packed.set_base(avail, used);
+            }
         }
         Ok(())
     }
@@ -273,6 +279,11 @@ impl Vring {
     /// Fails with [`ENOMEM`].
     pub fn make_room(&mut self, features: Features) -> Result {
         match Self::kind_of(features) {
+            Kind::Split if self.is_packed() => match self.split.set_num(self.num().into()) {
+                // It is no size of a split ring, and will not be this one's.
+                Err(EINVAL) => Ok(()),
+                other => other,
+            },
             Kind::Split => Ok(()),
             Kind::Packed => self.packed.make_room(),
         }
@@ -310,7 +321,7 @@ impl Vring {
         match kind {
             Kind::Split => {
                 self.packed.reset();
-                // Where it may not have that size, it has the one that it had at first.
+                // There is room. Where it may not have that size, it has the one that it had at first.
                 let _ = self.split.set_num(u32::from(num));
             }
             Kind::Packed => {
@@ -439,6 +450,14 @@ impl Vring {
         match self.kind {
             Kind::Split => self.split.wants_call(&self.memory, mem),
             Kind::Packed => self.packed.wants_call(&self.memory, mem),
+        }
+    }
+
+    /// Whether the driver is asked not to kick.
+    pub fn is_quiet(&self) -> bool {
+        match self.kind {
+            Kind::Split => self.split.is_quiet(),
+            Kind::Packed => self.packed.is_quiet(),
         }
     }
 

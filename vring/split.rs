@@ -339,6 +339,11 @@ impl Split {
             .wants_call(memory, mem, self.num, self.used_idx, empty)
     }
 
+    /// Whether the driver is asked not to kick.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.events.is_quiet()
+    }
+
     #[inline]
     pub(super) fn disable_kicks<M: UserMemory>(
         &mut self,

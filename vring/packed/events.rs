@@ -44,7 +44,7 @@ pub(super) struct Events {
     by_place: bool,
     /// No kicks are wanted.
     quiet: bool,
-    /// The flags that are in the device's area.
+    /// The flags that are in the device's area, if they are [`DESC`].
     flags: u16,
     /// How many descriptors were used since it was last asked whether to call, which saturates; if
     /// it was.
@@ -75,6 +75,16 @@ impl Events {
         self.write_flags(memory, mem, if self.quiet { DISABLE } else { ENABLE })?;
         self.moved = None;
         Ok(())
+    }
+
+    /// The area may be another: what it holds is not known to be what was written last.
+    pub(super) fn forget_area(&mut self) {
+        self.flags = ENABLE;
+    }
+
+    /// Whether the driver is asked not to kick.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.quiet
     }
 
     /// So many descriptors were used.

@@ -70,9 +70,6 @@ pub(super) fn follow(
     let mut reader = TableReader::new(table);
     for _ in 0..count {
         let desc = next(&mut reader, mem).because(Why::TableRead)?;
-        if desc.has(Desc::F_INDIRECT) {
-            return Err(Fault::new(EINVAL, Why::Nested));
-        }
         parts.add(desc.addr, desc.len, desc.access(), hint)?;
     }
     Ok(())
@@ -107,9 +104,6 @@ pub(super) fn look_ahead(
     for _ in 0..count {
         ahead.step()?;
         let desc = next(&mut reader, mem).ok()?;
-        if desc.has(Desc::F_INDIRECT) {
-            return None;
-        }
         let len = u64::from(desc.len);
         ahead.look(maps, desc.addr, len, desc.access(), hint);
         bytes += len;

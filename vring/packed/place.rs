@@ -40,6 +40,19 @@ impl Place {
         self.0 & WRAP != 0
     }
 
+    /// How many descriptors it is from here to `other`, in a ring of `num`. None if one of the two is
+    /// outside the ring, or if they are further apart than it is long.
+    pub(super) fn distance(self, other: Self, num: u16) -> Option<u16> {
+        if self.index() >= num || other.index() >= num {
+            return None;
+        }
+        let around = 2 * u32::from(num);
+        // Where it is on two times around, after which it repeats.
+        let at = |place: Self| u32::from(place.index()) + if place.wrap() { 0 } else { num.into() };
+        let steps = (at(other) + around - at(self)) % around;
+        u16::try_from(steps).ok().filter(|&steps| steps <= num)
+    }
+
     /// The place `descs` further on, at most once around the ring of `num` descriptors that this
     /// is in.
     #[inline(always)]

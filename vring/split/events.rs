@@ -50,6 +50,11 @@ impl Events {
         self.notify_on_empty = features.has(Features::NOTIFY_ON_EMPTY);
     }
 
+    /// Whether the driver is asked not to kick.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.used_flags & USED_F_NO_NOTIFY != 0
+    }
+
     pub(super) fn by_index(&self) -> bool {
         self.by_index
     }
@@ -114,7 +119,7 @@ impl Events {
         memory: &mut RingMemory,
         mem: M,
     ) -> Result<(), Fault> {
-        if self.used_flags & USED_F_NO_NOTIFY != 0 {
+        if self.is_quiet() {
             return Ok(());
         }
         self.used_flags |= USED_F_NO_NOTIFY;
@@ -136,7 +141,7 @@ impl Events {
         num: u16,
         avail_idx: u16,
     ) -> Result<bool, Fault> {
-        if self.used_flags & USED_F_NO_NOTIFY == 0 {
+        if !self.is_quiet() {
             return Ok(false);
         }
         self.used_flags &= !USED_F_NO_NOTIFY;

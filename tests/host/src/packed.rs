@@ -119,6 +119,11 @@ impl Layout {
         Arc::new(MemTable::new(regions.into_iter()).unwrap())
     }
 
+    /// The base of a ring with nothing out there, at this place.
+    pub fn base(&self, number: u64) -> u32 {
+        u32::from(self.place(number)) * 0x1_0001
+    }
+
     /// A ring that was set up as a VMM does it.
     pub fn ring(&self, mem: &Mem, base: u32) -> Vring<Mem> {
         let mut ring = Vring::new(mem.clone()).unwrap();
@@ -209,7 +214,7 @@ impl Pair {
     pub fn new(layout: Layout) -> Self {
         let mem = layout.memory();
         let start = layout.start;
-        let base = u32::from(layout.place(start)) * 0x1_0001;
+        let base = layout.base(start);
         // Zeroes are nothing in the first time around; later there is what the last one left.
         for i in 0..u64::from(layout.num) {
             let at = layout.desc(start + i);
@@ -313,7 +318,7 @@ impl Pair {
                 raw.extend(len.to_le_bytes());
                 // What means nothing in a table.
                 raw.extend([0xad, 0xde]);
-                raw.extend((flags | F_NEXT | F_USED).to_le_bytes());
+                raw.extend((flags | F_NEXT | F_INDIRECT | F_USED).to_le_bytes());
             }
             self.put_guest(table, &raw);
             // The id of a table is that of the ring's descriptor.
@@ -569,15 +574,15 @@ impl Pair {
     }
 
     /// Stops the device, when nothing is out there, and goes on with another in its place. `dpdk` says
-    /// that the upper half of the base is lost on the way.
+    /// that one which is at the start is told no upper half.
     pub fn resume(&mut self, dpdk: bool) -> Step {
         while !self.deferred.is_empty() {
             self.complete_deferred(0);
         }
         self.publish()?;
         let base = self.ring.vring_base();
-        prop_assert_eq!(base, u32::from(self.layout.place(self.avail)) * 0x1_0001);
-        let base = if dpdk { base & 0xffff } else { base };
+        prop_assert_eq!(base, self.layout.base(self.avail));
+        let base = if dpdk && base == 0x8000_8000 { 0x8000 } else { base };
         self.ring = self.layout.ring(&self.mem, base);
         self.asked = None;
         self.quiet = false;

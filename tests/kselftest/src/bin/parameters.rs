@@ -191,7 +191,7 @@ fn vhost_comes_and_goes() -> Res {
             })
             .collect();
         let rounds = || -> Res {
-            for _ in 0..amount(25) {
+            for _ in 0..amount(10) {
                 load_vhost("max_mem_regions=5")?;
                 std::thread::sleep(std::time::Duration::from_millis(2));
                 unload("vhost")?;

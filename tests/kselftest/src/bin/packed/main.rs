@@ -107,6 +107,7 @@ fn main() {
         ("bases", setup::bases),
         ("bases_outside", setup::bases_outside),
         ("bases_refused", setup::bases_refused),
+        ("addresses", setup::addresses),
         ("every_base", setup::every_base),
         ("base_without_used", setup::base_without_used),
         ("without_base", setup::without_base),

@@ -220,7 +220,7 @@ pub fn same_as_split() -> Res {
     {
         for (num, seed) in [(8, 1), (64, 2)] {
             let seed = 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(seed + 2 * i as u64);
-            let steps = amount(400);
+            let steps = amount(200);
             let split = script(features, num, seed, steps)?;
             let packed = script(features | RING_PACKED, num, seed, steps)?;
             let lines = split.lines().zip(packed.lines());

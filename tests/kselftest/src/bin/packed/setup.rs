@@ -94,15 +94,17 @@ pub fn bases() -> Res {
 /// A ring does not start outside itself, and does where it is told then.
 pub fn bases_outside() -> Res {
     let mut g = Guest::stopped(config(0, 5))?;
-    for half in [5u32, 0x8005, 0x7fff, 0xffff] {
+    let outside = [5u32, 0x8005, 0x7fff, 0xffff].map(|half| half * 0x1_0001);
+    // One half outside, and both inside, but further apart than the ring is long.
+    for base in [outside.as_slice(), &[0x5_8000, 0x8000_0005, 0x8001_0002]].concat() {
         for index in [RX, TX] {
-            g.set_base(index, half * 0x1_0001)?;
+            g.set_base(index, base)?;
             let file = sys::VringFile {
                 index: index as u32,
                 fd: g.tap.fd.as_raw_fd(),
             };
             let got = ioctl(&g.net, sys::NET_SET_BACKEND, &file);
-            check_eq!(got, EFAULT, "queue {index}, from {half:#x}");
+            check_eq!(got, EFAULT, "queue {index}, from {base:#x}");
         }
     }
     g.restart(7)?;
@@ -121,6 +123,31 @@ pub fn bases_refused() -> Res {
         check_eq!(set_base(&g.net, index, 0x8000_8000), EBUSY);
     }
     works(&mut g)
+}
+
+/// Descriptors that are written word by word have to lie so; a split ring's may lie anywhere.
+pub fn addresses() -> Res {
+    let g = Guest::stopped(config(0, 256))?;
+    for index in [RX, TX] {
+        let ring = if index == RX { &g.rx } else { &g.tx };
+        for offset in [16u64, 8, 4, 1, 0] {
+            let at = |gpa| g.mem.hva(gpa).0 as u64;
+            let addr = sys::Addr {
+                index: index as u32,
+                desc: at(ring.desc) + offset,
+                used: at(ring.used),
+                avail: at(ring.avail),
+                ..Default::default()
+            };
+            for (features, aligned) in [(VERSION_1, true), (PACKED, offset % 16 == 0)] {
+                g.net.set_features(features)?;
+                let want = if aligned { 0 } else { EINVAL };
+                let got = ioctl(&g.net, sys::SET_VRING_ADDR, &addr);
+                check_eq!(got, want, "{features:#x}, {offset} bytes off");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A ring begins wherever it is told, with either wrap counter.
