@@ -65,14 +65,23 @@ pub struct Case {
     /// The backend is a packet socket, not the tap.
     pub raw: bool,
     pub known: Known,
-    /// Somebody reads the device's fdinfo a thousand times a second.
-    pub watched: bool,
+    /// What somebody reads the fdinfo of a thousand times a second.
+    pub watched: Option<Watched>,
     /// Each queue has a worker of its own, where the driver can do that.
     pub two_workers: bool,
     /// The worker's instructions, Rust / C, that the project wants at most.
     pub goal: f64,
     /// The same of the time from kick to call.
     pub clock_goal: f64,
+}
+
+/// Whose fdinfo is read.
+#[derive(Clone, Copy)]
+pub enum Watched {
+    /// The device's.
+    Device,
+    /// The tap's, for comparison.
+    Other,
 }
 
 /// The simplest case, from which the others differ.
@@ -87,7 +96,7 @@ const TX: Case = Case {
     features: USUAL,
     raw: false,
     known: Known::All,
-    watched: false,
+    watched: None,
     two_workers: false,
     goal: 0.85,
     clock_goal: 1.00,
@@ -132,8 +141,10 @@ pub const CASES: &[Case] = &[
     Case { name: "rx-iotlb-cold", flow: Flow::Rx, ..COLD },
     Case { name: "tx-17-pages", len: 65000, batch: 1, packets: 40, ..COLD },
     Case { name: "tx-iotlb-full", known: Known::Cycling(64), packets: 6400, clock_goal: 1.00, ..COLD },
-    Case { name: "tx-60-watched", watched: true, ..TX },
-    Case { name: "rx-60-watched", watched: true, ..RX },
+    Case { name: "tx-60-watched", watched: Some(Watched::Device), ..TX },
+    Case { name: "rx-60-watched", watched: Some(Watched::Device), ..RX },
+    Case { name: "tx-60-beside", watched: Some(Watched::Other), ..TX },
+    Case { name: "rx-60-beside", watched: Some(Watched::Other), ..RX },
     Case { name: "tx-in-order", features: USUAL | IN_ORDER, goal: 1.00, ..TX },
     Case { name: "rx-in-order", features: USUAL | IN_ORDER, goal: 1.00, ..RX },
     Case { name: "tx-60-packed", features: USUAL | RING_PACKED, goal: 0.72, ..TX },

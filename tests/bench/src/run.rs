@@ -292,8 +292,10 @@ impl Bench {
         if self.case.known != Known::All {
             self.serve()?;
         }
-        if self.case.watched {
-            self.watch()?;
+        match self.case.watched {
+            Some(Watched::Device) => watch(self.guest.net.as_raw_fd())?,
+            Some(Watched::Other) => watch(self.guest.tap.fd.as_raw_fd())?,
+            None => {}
         }
         let mut id = 0u32;
         if self.case.two_workers
@@ -343,22 +345,6 @@ impl Bench {
                 let answer = Msg::update(page, PAGE, hva, iotlb::RW).v2();
                 assert_eq!(iotlb::write(&device, &answer), iotlb::LEN as i32);
                 MISSES.fetch_add(1, Relaxed);
-            }
-        });
-        Ok(())
-    }
-
-    /// Reads what the device tells of itself, for as long as the process lives.
-    fn watch(&self) -> Res {
-        let path = format!("/proc/self/fdinfo/{}", self.guest.net.as_raw_fd());
-        let mut file = File::open(path)?;
-        std::thread::spawn(move || {
-            // Beside the guest: what it takes of a processor is not the worker's.
-            sys::pin(0, 0).expect("there is a processor");
-            let mut text = [0; 8192];
-            // At the end the device is gone before this is.
-            while file.rewind().is_ok() && file.read(&mut text).is_ok_and(|len| len > 0) {
-                std::thread::sleep(Duration::from_millis(1));
             }
         });
         Ok(())
@@ -781,5 +767,20 @@ fn finished(ring: &mut Ring) -> Res {
         let _ = ring.call.read();
     }
     ring.take_all();
+    Ok(())
+}
+
+/// Reads the fdinfo of a file all the time, a thousand times a second.
+fn watch(fd: i32) -> Res {
+    let mut file = File::open(format!("/proc/self/fdinfo/{fd}"))?;
+    std::thread::spawn(move || {
+        // Beside the guest: what it takes of a processor is not the worker's.
+        sys::pin(0, 0).expect("there is a processor");
+        let mut text = [0; 8192];
+        // At the end the device is gone before this is.
+        while file.rewind().is_ok() && file.read(&mut text).is_ok_and(|len| len > 0) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
     Ok(())
 }

@@ -582,7 +582,11 @@ impl Pair {
         self.publish()?;
         let base = self.ring.vring_base();
         prop_assert_eq!(base, self.layout.base(self.avail));
-        let base = if dpdk && base == 0x8000_8000 { 0x8000 } else { base };
+        let base = if dpdk && base == 0x8000_8000 {
+            0x8000
+        } else {
+            base
+        };
         self.ring = self.layout.ring(&self.mem, base);
         self.asked = None;
         self.quiet = false;

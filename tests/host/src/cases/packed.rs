@@ -362,10 +362,7 @@ pub fn check(case: &Case) -> Step {
                 let used = if to == 0x8000 { avail } else { used };
                 let inside = |place: u16| u64::from(place & 0x7fff) < num;
                 let good = inside(avail) && inside(used) && steps(used, avail, num) <= num;
-                prop_assert_eq!(
-                    ring.start(crate::vring::Endian::Little, None).is_ok(),
-                    good
-                );
+                prop_assert_eq!(ring.start(crate::vring::Endian::Little, None).is_ok(), good);
                 descs_out = steps(used, avail, num);
                 if !good {
                     ring.set_vring_base(u32::from(base) * 0x1_0001).unwrap();

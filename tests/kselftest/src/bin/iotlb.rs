@@ -851,7 +851,7 @@ fn ring_ends() -> Res {
             }
         }
         // Next to them, nothing is mapped: what is seen of the rings is all that the driver uses.
-        for _ in 0..300 {
+        for _ in 0..amount(300) {
             works(&mut g)?;
         }
     }
