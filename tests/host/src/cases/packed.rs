@@ -363,8 +363,9 @@ pub fn check(case: &Case) -> Step {
                 let inside = |place: u16| u64::from(place & 0x7fff) < num;
                 let good = inside(avail) && inside(used) && steps(used, avail, num) <= num;
                 prop_assert_eq!(ring.start(crate::vring::Endian::Little, None).is_ok(), good);
-                descs_out = steps(used, avail, num);
-                if !good {
+                if good {
+                    descs_out = steps(used, avail, num);
+                } else {
                     ring.set_vring_base(u32::from(base) * 0x1_0001).unwrap();
                     descs_out = 0;
                 }
