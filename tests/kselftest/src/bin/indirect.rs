@@ -393,8 +393,6 @@ fn main() {
         "bad_length_4g",
         "bad_address",
         "bad_address_wraps",
-        "bad_nested",
-        "bad_nested_second",
         "bad_entry_address",
         "bad_direction",
         "bad_readable_behind_writable",
