@@ -273,7 +273,7 @@ impl<T: Work> Drop for VhostTask<T> {
         // It can't be stopped before, for that takes a look at `end`.
         self.wake();
         let mut left = msecs_to_jiffies(self.patience.load(Relaxed));
-        while !matches!(*end, End::Over) {
+        while left > 0 && !matches!(*end, End::Over) {
             match self.job.over.wait_interruptible_timeout(&mut end, left) {
                 CondVarTimeoutResult::Woken { jiffies } => left = jiffies,
                 _ => break,

@@ -184,8 +184,9 @@ impl<D: Driver> Device<D> {
         self.each_queue(|queue| queue.shares_worker = shared);
         // The one before can still be told something until this is gone.
         drop(kept);
-        // It was kicked, or its backend was ready; or it rests, and the one before would have gone on.
-        worker.wake(WorkBits::ready(index));
+        // It was kicked, or its backend was ready; or it rests, and the one before would have gone on. As
+        // after a kick, for that asks again for what nobody has answered.
+        worker.wake(WorkBits::kick(index));
         Ok(())
     }
 }

@@ -97,7 +97,8 @@ impl<R: Run> Workers<R> {
         if killed || self.of.contains(&number) {
             return Err(EBUSY);
         }
-        let slot = self.list.get_mut(number as usize).ok_or(ENODEV)?;
+        let at = bounded(number as usize, self.list.len()).ok_or(ENODEV)?;
+        let slot = self.list.get_mut(at).ok_or(ENODEV)?;
         slot.take().ok_or(ENODEV)
     }
 }

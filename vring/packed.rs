@@ -169,13 +169,16 @@ impl Packed {
     /// Tells the driver whether kicks are wanted.
     ///
     /// Fails with [`EFAULT`] if the device's event area can't be written, and with [`EINVAL`] if
-    /// the base is no two places in the ring, or they are further apart than it is long.
+    /// the base is no two places in the ring, or they are further apart than it is long, or apart at all
+    /// if it is used in order.
     pub(super) fn start<M: UserMemory>(
         &mut self,
         memory: &mut RingMemory,
         mem: M,
     ) -> Result<(), Fault> {
-        if self.used.distance(self.avail, self.num).is_none() {
+        let out = self.used.distance(self.avail, self.num);
+        // Used in order, what stays out there would be used along with what comes behind it.
+        if out.is_none_or(|out| out > 0 && self.in_order) {
             return Err(Fault::new(EINVAL, Why::Base));
         }
         self.events.start(memory, mem)
@@ -193,7 +196,7 @@ impl Packed {
 
     /// Forgets what was taken and not published: the driver does not get it back.
     fn forget_taken(&mut self) {
-        self.set_base(self.avail.bits(), self.avail.bits());
+        self.set_base(self.avail.bits(), self.used.bits());
     }
 
     /// Reads the descriptor at `place`, if it is available.
