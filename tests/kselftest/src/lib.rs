@@ -81,7 +81,7 @@ pub fn deadline() -> Instant {
 /// debug kernel, which takes several times as long for everything, what counts is that every path is taken.
 pub fn amount(count: u32) -> u32 {
     if sys::on_debug_kernel() {
-        (count / 40).max(count.min(50))
+        (count / 20).max(count.min(100))
     } else {
         count
     }
