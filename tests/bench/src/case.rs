@@ -59,8 +59,12 @@ pub struct Case {
     pub batch: usize,
     /// Packets to measure under icount; the wall clock takes more.
     pub packets: usize,
+    /// Devices that are at work at once, each with its own tap.
+    pub devices: usize,
     /// Memory regions; the buffers are spread over all of them.
     pub regions: u64,
+    /// The size of the rings.
+    pub ring: u16,
     pub features: u64,
     /// The backend is a packet socket, not the tap.
     pub raw: bool,
@@ -92,7 +96,9 @@ const TX: Case = Case {
     layout: Layout::Single,
     batch: 64,
     packets: 6400,
+    devices: 1,
     regions: 1,
+    ring: 256,
     features: USUAL,
     raw: false,
     known: Known::All,
@@ -163,9 +169,33 @@ pub const CASES: &[Case] = &[
     Case { name: "rx-paced", flow: Flow::Paced(50), features: VERSION_1 | MRG_RXBUF, packets: 3200, ..TX },
 ];
 
+/// How the cost of a packet grows. Only counted: on a clock, devices would wait for each other.
+#[rustfmt::skip]
+pub const CURVES: &[Case] = &[
+    Case { name: "tx-10-devices", devices: 10, packets: 12800, goal: 1.00, ..TX },
+    Case { name: "rx-10-devices", devices: 10, packets: 12800, goal: 1.00, ..RX },
+    Case { name: "tx-100-devices", devices: 100, packets: 12800, goal: 1.00, ..TX },
+    Case { name: "rx-100-devices", devices: 100, packets: 12800, goal: 1.00, ..RX },
+    Case { name: "tx-8-regions", regions: 8, goal: 1.00, ..TX },
+    Case { name: "rx-8-regions", regions: 8, goal: 1.00, ..RX },
+    Case { name: "tx-509-regions", regions: 509, goal: 1.00, ..TX },
+    Case { name: "rx-509-regions", regions: 509, goal: 1.00, ..RX },
+    Case { name: "tx-ring-64", ring: 64, goal: 1.00, ..TX },
+    Case { name: "rx-ring-64", ring: 64, goal: 1.00, ..RX },
+    Case { name: "tx-ring-1024", ring: 1024, goal: 1.00, ..TX },
+    Case { name: "rx-ring-1024", ring: 1024, goal: 1.00, ..RX },
+    Case { name: "tx-ring-32768", ring: 32768, packets: 32768, goal: 1.00, ..TX },
+    Case { name: "rx-ring-32768", ring: 32768, packets: 32768, goal: 1.00, ..RX },
+];
+
+/// All cases, those of curves last.
+pub fn all() -> impl Iterator<Item = &'static Case> {
+    CASES.iter().chain(CURVES)
+}
+
 impl Case {
     pub fn named(name: &str) -> Option<Case> {
-        CASES.iter().find(|c| c.name == name).copied()
+        all().find(|c| c.name == name).copied()
     }
 
     /// Packets, or round trips, that one batch moves.
@@ -193,6 +223,11 @@ impl Case {
         self.two_workers || matches!(self.flow, Flow::Paced(_))
     }
 
+    /// Whether only its instructions say something.
+    pub fn by_count(&self) -> bool {
+        CURVES.iter().any(|c| c.name == self.name)
+    }
+
     /// Whether the packets are TCP segments that the receiver of the tap's traffic is to cut.
     pub fn gso(&self) -> bool {
         self.len > 16384
@@ -200,6 +235,11 @@ impl Case {
 
     pub fn sends(&self) -> bool {
         !matches!(self.flow, Flow::Rx | Flow::Paced(_))
+    }
+
+    /// Whether the packets of a batch are in the tap's queue before there are buffers for them.
+    pub fn waits_in_tap(&self) -> bool {
+        matches!(self.flow, Flow::Rx | Flow::Both)
     }
 
     pub fn receives(&self) -> bool {

@@ -10,6 +10,8 @@
 //! vhost-net-bench one MODE CASE [TIMES]                  a case with the driver that is loaded, for a profiler
 //! ```
 //!
+//! CASE may be `curves`, those that show how the cost grows; without any they are left out.
+//!
 //! The cases with `packed` in their names have packed rings. The C driver has none: it does the same on a split ring.
 //!
 //! FOLDER has the two drivers, `c.ko` and `rust.ko`, and MODE is `icount` or `clock`. `tests/bench/run` is
@@ -33,6 +35,7 @@ use serde::Serialize;
 
 use case::Case;
 use case::CASES;
+use case::CURVES;
 use run::Outcome;
 
 /// How many times the packets are moved on the wall clock, which is less exact than counting.
@@ -65,7 +68,8 @@ fn main() {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match args[..] {
         ["cases"] => {
-            CASES.iter().for_each(|c| println!("{}", c.name));
+            case::all().for_each(|c| println!("{}", c.name));
+            println!("curves");
             Ok(())
         }
         ["measure", folder, mode, rounds, ref names @ ..] => {
@@ -91,15 +95,23 @@ fn named(name: &str) -> Res<Case> {
 
 /// Runs the cases, C and Rust in turn, so often.
 fn measure(folder: &Path, mode: &str, rounds: &str, names: &[&str]) -> Res {
-    let cases = match names {
+    let mut cases = match names {
         [] => CASES.to_vec(),
-        _ => names.iter().map(|n| named(n)).collect::<Res<_>>()?,
+        _ => vec![],
     };
-    // The VM has loaded the C driver. The modules that it needs stay.
+    for &name in names {
+        match name {
+            "curves" => cases.extend(CURVES),
+            _ => cases.push(named(name)?),
+        }
+    }
+    // The VM has loaded the C driver. Of the modules that it needs one says how many regions there may be, for both.
     kselftest::sys::unload("vhost_net")?;
+    kselftest::sys::unload("vhost")?;
+    kselftest::sys::load(&kselftest::sys::beside("vhost.ko"), "max_mem_regions=509")?;
     for round in 1..=rounds.parse()? {
         for case in &cases {
-            if mode == "icount" && case.by_clock() {
+            if (mode == "icount" && case.by_clock()) || (mode == "clock" && case.by_count()) {
                 continue;
             }
             for driver in ["c", "rust"] {

@@ -10,8 +10,8 @@ use kselftest::Res;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::case;
 use crate::case::Case;
-use crate::case::CASES;
 use crate::Line;
 
 /// What the measurements of a case come to.
@@ -75,8 +75,7 @@ pub fn report(results: &Path, files: &[&str]) -> Res {
             continue;
         }
         let rounds = here.iter().map(|l| l.round).max().unwrap_or(0);
-        let of_mode: Vec<_> = CASES
-            .iter()
+        let of_mode: Vec<_> = case::all()
             .filter_map(|c| summary(mode, c, &here))
             .collect();
         match mode {

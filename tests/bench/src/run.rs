@@ -118,6 +118,18 @@ struct Bench {
     buf: Vec<u8>,
     span: Duration,
     batches: usize,
+    /// Of the batch that is out.
+    out: Batch,
+}
+
+/// A batch that was made available.
+struct Batch {
+    /// The numbers of its first packets.
+    tx_first: u32,
+    rx_first: u32,
+    /// When it was kicked.
+    kicked: Instant,
+    checked: bool,
 }
 
 /// Measures a case. `times`: as many times the packets that the case names. `pinned`: guest and worker
@@ -129,7 +141,9 @@ pub fn run(case: Case, times: usize, pinned: bool) -> Res<Outcome> {
     if !missing.is_empty() {
         return Ok(Outcome::Missing(missing));
     }
-    let mut b = Bench::new(case)?;
+    let mut benches = (0..case.devices)
+        .map(|_| Bench::new(case))
+        .collect::<Res<Vec<_>>>()?;
     let workers = sys::workers()?;
     if pinned {
         sys::pin(0, 0)?;
@@ -145,18 +159,22 @@ pub fn run(case: Case, times: usize, pinned: bool) -> Res<Outcome> {
             .sum::<Res<u64>>()
     };
     for _ in 0..CHECKED {
-        b.batch(true)?;
+        round(&mut benches, true)?;
     }
     if case.flow != Flow::RoundTrip {
-        b.listener = None;
+        benches.iter_mut().for_each(|b| b.listener = None);
     }
     for _ in 0..WARM_UP {
-        b.batch(false)?;
+        round(&mut benches, false)?;
     }
 
-    let batches = (times * case.packets).div_ceil(case.per_batch());
-    b.span = Duration::ZERO;
-    let arrived = sys::received(&b.guest.tap.name)?;
+    let batches = (times * case.packets).div_ceil(case.devices * case.per_batch());
+    benches.iter_mut().for_each(|b| b.span = Duration::ZERO);
+    let received = |benches: &[Bench]| {
+        let taps = benches.iter().map(|b| &b.guest.tap.name);
+        taps.map(|name| sys::received(name)).sum::<Res<u64>>()
+    };
+    let arrived = received(&benches)?;
     let runtime = runtimes()?;
     let counts = || -> Res<[u64; 3]> {
         let mut waits = 0;
@@ -169,34 +187,46 @@ pub fn run(case: Case, times: usize, pinned: bool) -> Res<Outcome> {
     let before = counts()?;
     let start = Instant::now();
     for _ in 0..batches {
-        b.batch(false)?;
+        round(&mut benches, false)?;
     }
     let machine = start.elapsed();
     let runtime = runtimes()? - runtime;
     let after = counts()?;
-    let arrived = sys::received(&b.guest.tap.name)? - arrived;
+    let arrived = received(&benches)? - arrived;
 
     let sent = match case.sends() && !case.raw {
-        true => batches * case.batch,
+        true => case.devices * batches * case.batch,
         false => 0,
     };
-    check_eq!(arrived, sent as u64, "packets that reached the tap");
-    b.listener = Some(Peer::new(b.guest.tap.index, false)?);
-    b.batch(true)?;
-    check!(b.guest.tx.err.read().is_err(), "an error was signalled");
-    check!(b.guest.rx.err.read().is_err(), "an error was signalled");
-    if case.features & LOG_ALL != 0 {
-        b.check_log()?;
+    check_eq!(arrived, sent as u64, "packets that reached the taps");
+    for b in &mut benches {
+        b.listener = Some(Peer::new(b.guest.tap.index, false)?);
+    }
+    round(&mut benches, true)?;
+    for b in &benches {
+        check!(b.guest.tx.err.read().is_err(), "an error was signalled");
+        check!(b.guest.rx.err.read().is_err(), "an error was signalled");
+        if case.features & LOG_ALL != 0 {
+            b.check_log()?;
+        }
     }
     Ok(Outcome::Cost(Cost {
-        packets: (batches * case.per_batch()) as u64,
+        packets: (case.devices * batches * case.per_batch()) as u64,
         worker: runtime,
         machine: machine.as_nanos() as u64,
-        span: b.span.as_nanos() as u64,
+        span: benches.iter().map(|b| b.span.as_nanos() as u64).sum(),
         misses: after[0] - before[0],
         owner_waits: after[1] - before[1],
         worker_waits: after[2] - before[2],
     }))
+}
+
+/// Moves a batch through each device, all of them at once. `checked`: compares all that arrives.
+fn round(benches: &mut [Bench], checked: bool) -> Res {
+    for b in benches.iter_mut() {
+        b.give(checked)?;
+    }
+    benches.iter_mut().try_for_each(Bench::take_back)
 }
 
 /// The numbers of the features that the driver does not offer.
@@ -227,7 +257,7 @@ impl Bench {
         };
         let mut cfg = Config {
             regions,
-            ..Config::with(case.features)
+            ..Config::with(case.features).num(case.ring)
         };
         if case.features & IN_ORDER != 0 {
             // The descriptors must be used in the order of their table, all of them.
@@ -255,6 +285,12 @@ impl Bench {
             buf: vec![0; 1 << 17],
             span: Duration::ZERO,
             batches: 0,
+            out: Batch {
+                tx_first: 0,
+                rx_first: 0,
+                kicked: Instant::now(),
+                checked: false,
+            },
         };
         b.start()?;
         Ok(b)
@@ -374,58 +410,53 @@ impl Bench {
         Ok(())
     }
 
-    /// Moves a batch. `checked`: compares all that arrives.
-    fn batch(&mut self, checked: bool) -> Res {
+    /// Makes a batch available. `checked`: all that arrives will be compared.
+    fn give(&mut self, checked: bool) -> Res {
         self.batches += 1;
         self.forget()?;
-        let tx_first = self.tx.seq;
-        let rx_first = self.rx.seq;
-        if self.case.flow == Flow::RoundTrip {
-            self.rx.offer(&mut self.guest.rx);
-            self.guest.rx.submit();
-            self.tx.fill();
-            self.tx.offer(&mut self.guest.tx);
-            let start = Instant::now();
-            self.guest.tx.submit();
-            let Some(listener) = &mut self.listener else {
-                bail!("nobody to answer")
-            };
-            let asked = listener.recv()?;
-            self.tx.check_seq(&asked, tx_first)?;
+        (self.out.tx_first, self.out.rx_first) = (self.tx.seq, self.rx.seq);
+        self.out.checked = checked;
+        if self.case.waits_in_tap() {
             self.rx.send(&self.guest.peer, self.case)?;
-            finished(&mut self.guest.rx)?;
-            finished(&mut self.guest.tx)?;
-            self.span += start.elapsed();
-            if checked {
-                same(&asked, &self.tx.expected(tx_first), "request")?;
-            }
-            return self.check_received(rx_first, 0);
-        }
-
-        if let Flow::Paced(gap) = self.case.flow {
-            return self.paced(Duration::from_micros(gap), checked);
         }
         if self.case.receives() {
-            self.rx.send(&self.guest.peer, self.case)?;
             self.rx.offer(&mut self.guest.rx);
         }
         if self.case.sends() {
             self.tx.fill();
             self.tx.offer(&mut self.guest.tx);
         }
-        let start = Instant::now();
+        self.out.kicked = Instant::now();
         if self.case.receives() {
             self.guest.rx.submit();
         }
         if self.case.sends() {
             self.guest.tx.submit();
+        }
+        Ok(())
+    }
+
+    /// Waits until the device has used the batch, and looks at what came.
+    fn take_back(&mut self) -> Res {
+        match self.case.flow {
+            Flow::RoundTrip => self.answer()?,
+            Flow::Paced(gap) => self.send_paced(Duration::from_micros(gap))?,
+            _ => {}
+        }
+        if self.case.sends() {
             finished(&mut self.guest.tx)?;
         }
         if self.case.receives() {
             finished(&mut self.guest.rx)?;
         }
-        self.span += start.elapsed();
+        self.span += self.out.kicked.elapsed();
 
+        let Batch {
+            tx_first,
+            rx_first,
+            checked,
+            ..
+        } = self.out;
         if self.case.receives() {
             match checked {
                 true => {
@@ -439,9 +470,11 @@ impl Bench {
         }
         if self.case.raw {
             self.check_raw(tx_first)?;
-        } else if let (true, true, Some(listener)) =
-            (checked, self.case.sends(), &mut self.listener)
-        {
+        } else if let (true, true, Some(listener)) = (
+            checked && self.case.flow != Flow::RoundTrip,
+            self.case.sends(),
+            &mut self.listener,
+        ) {
             for i in 0..self.case.batch as u32 {
                 let want = self.tx.expected(tx_first.wrapping_add(i));
                 same(&listener.recv()?, &want, "sent packet")?;
@@ -450,24 +483,28 @@ impl Bench {
         Ok(())
     }
 
-    /// Receives a batch of packets, one after each `gap`.
-    fn paced(&mut self, gap: Duration, checked: bool) -> Res {
-        let first = self.rx.seq;
-        self.rx.offer(&mut self.guest.rx);
-        self.guest.rx.submit();
+    /// Answers the packet that was sent.
+    fn answer(&mut self) -> Res {
+        let Some(listener) = &mut self.listener else {
+            bail!("nobody to answer")
+        };
+        let asked = listener.recv()?;
+        self.tx.check_seq(&asked, self.out.tx_first)?;
+        self.rx.send(&self.guest.peer, self.case)?;
+        if self.out.checked {
+            same(&asked, &self.tx.expected(self.out.tx_first), "request")?;
+        }
+        Ok(())
+    }
+
+    /// Sends the packets of a batch to the tap, one after each `gap`.
+    fn send_paced(&mut self, gap: Duration) -> Res {
         let start = Instant::now();
         for i in 0..self.case.batch as u32 {
             while start.elapsed() < gap * i {
                 std::hint::spin_loop();
             }
             self.rx.send_one(&self.guest.peer, self.case)?;
-        }
-        finished(&mut self.guest.rx)?;
-        self.span += start.elapsed();
-        if checked {
-            for i in 0..self.case.batch {
-                self.check_received(first, i)?;
-            }
         }
         Ok(())
     }
@@ -677,7 +714,9 @@ impl Slot {
             n => {
                 // A queue's own half of the region that is next; the first has the rings at its start.
                 let half = (1 << 18) * (2 + index as u64);
-                guest.mem.regions()[i % n as usize].gpa + half + (i as u64 / n) * 2 * PAGE
+                // All over the table, if there are more regions than slots.
+                let step = (n as usize / case.batch).max(1);
+                guest.mem.regions()[i * step % n as usize].gpa + half + (i as u64 / n) * 2 * PAGE
             }
         };
         let seg = |from: usize, len: usize| match index {

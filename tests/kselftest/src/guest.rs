@@ -155,7 +155,7 @@ impl Guest {
         let mem = Arc::new(Mem::new(&cfg.regions)?);
         let rx = Ring::new(&mem, cfg.rx_num, &cfg)?;
         let tx = Ring::new(&mem, cfg.tx_num, &cfg)?;
-        let tap = Tap::new("tap0", cfg.backend_hdr())?;
+        let tap = Tap::new("tap%d", cfg.backend_hdr())?;
         let peer = Peer::new(tap.index, cfg.peer_vnet)?;
         let net = Net::new(mem.as_vm_memory()?)?;
         let view = if cfg.apart {
@@ -197,7 +197,20 @@ impl Guest {
             };
             check_eq!(sys::ioctl(net, sys::SET_VRING_ENDIAN, &state), 0);
         }
-        net.set_mem_table(&Mem::table(&self.view))?;
+        // The crate knows no table of more.
+        if self.view.len() <= usize::from(u8::MAX) {
+            net.set_mem_table(&Mem::table(&self.view))?;
+        } else {
+            let region = |r: &Mapped| sys::Region {
+                gpa: r.gpa,
+                size: r.size,
+                hva: r.hva,
+                flags: 0,
+            };
+            let regions: Vec<_> = self.view.iter().map(region).collect();
+            let table = sys::mem_table(regions.len() as u32, 0, &regions);
+            check_eq!(sys::ioctl(net, sys::SET_MEM_TABLE, table.as_ptr()), 0);
+        }
         self.set_vring(RX)?;
         self.set_vring(TX)
     }

@@ -59,6 +59,11 @@ impl Ifreq {
         r.name[..name.len()].copy_from_slice(name.as_bytes());
         r
     }
+
+    fn name(&self) -> String {
+        let name = self.name.split(|&b| b == 0).next().unwrap_or_default();
+        String::from_utf8_lossy(name).into_owned()
+    }
 }
 
 fn ioctl(fd: &impl AsRawFd, request: u64, arg: usize) -> Res {
@@ -241,10 +246,12 @@ impl Tap {
         if hdr != 0 {
             ioctl(&fd, TUNSETVNETHDRSZ, &(hdr as i32) as *const i32 as usize)?;
         }
+        // With %d in the name, the kernel has chosen one.
+        let name = r.name();
         Ok(Tap {
             fd,
-            name: name.into(),
-            index: index(name)?,
+            index: index(&name)?,
+            name,
         })
     }
 
