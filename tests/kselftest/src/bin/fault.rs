@@ -222,7 +222,7 @@ fn device() -> Res {
     let word = &raw mut word;
     running(&mut g, "GET_FEATURES", GET_FEATURES, word, (0, 1))?;
     running(&mut g, "SET_FEATURES", SET_FEATURES, &VERSION_1, (0, 1))?;
-    let mut array = [2, 0, 0];
+    let mut array = [2u64, 0, 0];
     running(
         &mut g,
         "GET_FEATURES_ARRAY",
