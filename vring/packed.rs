@@ -168,14 +168,18 @@ impl Packed {
 
     /// Tells the driver whether kicks are wanted.
     ///
-    /// Fails with [`EFAULT`] if the device's event area can't be written, and with [`EINVAL`] if
-    /// the base is no two places in the ring, or they are further apart than it is long, or apart at all
-    /// if it is used in order.
+    /// Fails with [`EFAULT`] if the device's event area can't be written, and with [`EINVAL`] if the
+    /// descriptors are at no multiple of their size, or the base is no two places in the ring, or
+    /// they are further apart than it is long, or apart at all if it is used in order.
     pub(super) fn start<M: UserMemory>(
         &mut self,
         memory: &mut RingMemory,
         mem: M,
     ) -> Result<(), Fault> {
+        // Where the addresses were set before the format, nobody has asked yet.
+        if memory.addrs().desc.get() % DESC_SIZE != 0 {
+            return Err(Fault::new(EINVAL, Why::Alignment));
+        }
         let out = self.used.distance(self.avail, self.num);
         // Used in order, what stays out there would be used along with what comes behind it.
         if out.is_none_or(|out| out > 0 && self.in_order) {

@@ -169,7 +169,8 @@ impl Vring {
         self.memory.addrs()
     }
 
-    /// Moves the ring to `addrs`, which have the alignment that [`RingAddrs`] asks for.
+    /// Moves the ring to `addrs`, which have the alignment that [`RingAddrs`] asks for. Of the descriptors of
+    /// a ring that may become packed, [`Self::start`] asks.
     pub fn set_addrs(&mut self, addrs: RingAddrs) {
         self.memory.set_addrs(addrs);
         self.packed.forget_area();
@@ -365,7 +366,7 @@ impl Vring {
     ///
     /// Fails with [`EFAULT`] if the used ring can't be written or read, as [`Self::find`] if
     /// the IOTLB does not know where it is, and with [`EINVAL`] if the base of a packed ring is
-    /// outside it; then the ring is where it was.
+    /// outside it, or its descriptors are at no multiple of 16; then the ring is where it was.
     pub fn start(
         &mut self,
         mem: impl UserMemory,

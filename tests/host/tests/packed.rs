@@ -17,7 +17,7 @@ use vhost_net_host_tests::{
     pair::Step,
     ring::Vring,
     usermem::UserAddr,
-    vring::{Endian, RingAddrs, UsedLog, Wanted, Why},
+    vring::{Endian, Fault, RingAddrs, UsedLog, Wanted, Why},
 };
 
 #[derive(Clone, Debug)]
@@ -381,6 +381,24 @@ fn a_base_outside_the_ring_is_refused_at_the_start() {
             }
         );
         assert_eq!(ring.base(), base as u16);
+    }
+}
+
+/// They may have been set when the ring was a split one.
+#[test]
+fn descriptors_at_an_odd_place_are_refused_at_the_start() {
+    let layout = small_ring(4);
+    let mem = layout.memory();
+    for (offset, good) in [(0, true), (8, false), (15, false), (16, true)] {
+        let mut ring = layout.ring(&mem, 0x8000);
+        let addrs = layout.addrs();
+        ring.set_addrs(RingAddrs {
+            desc: addrs.desc.offset(offset),
+            ..addrs
+        });
+        let got = ring.start(Endian::Little, None);
+        let want = Err(Fault::new(EINVAL, Why::Alignment));
+        assert_eq!(got, if good { Ok(()) } else { want }, "{offset}");
     }
 }
 

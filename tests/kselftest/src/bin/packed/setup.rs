@@ -145,6 +145,19 @@ pub fn addresses() -> Res {
                 let got = ioctl(&g.net, sys::SET_VRING_ADDR, &addr);
                 check_eq!(got, want, "{features:#x}, {offset} bytes off");
             }
+            // Set when the ring was a split one.
+            g.net.set_features(VERSION_1)?;
+            check_eq!(ioctl(&g.net, sys::SET_VRING_ADDR, &addr), 0);
+            g.net.set_features(PACKED)?;
+            let file = sys::VringFile {
+                index: index as u32,
+                fd: g.tap.fd.as_raw_fd(),
+            };
+            let want = if offset % 16 == 0 { 0 } else { EFAULT };
+            let got = ioctl(&g.net, sys::NET_SET_BACKEND, &file);
+            check_eq!(got, want, "{offset} bytes off, the format after it");
+            let none = sys::VringFile { fd: -1, ..file };
+            check_eq!(ioctl(&g.net, sys::NET_SET_BACKEND, &none), 0);
         }
     }
     Ok(())
