@@ -136,6 +136,7 @@ struct Batch {
 /// get a processor each.
 pub fn run(case: Case, times: usize, pinned: bool) -> Res<Outcome> {
     ioctls::own_network()?;
+    sys::many_files()?;
     let case = if ioctls::on_c() { case.split() } else { case };
     let missing = missing(case.features)?;
     if !missing.is_empty() {

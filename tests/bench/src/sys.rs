@@ -63,6 +63,17 @@ pub fn received(interface: &str) -> Res<u64> {
     bail!("there is no interface {interface}")
 }
 
+/// Lets this process open as many files as it may: a device and what is around it are a dozen.
+pub fn many_files() -> Res {
+    // SAFETY: the limits are valid for reads and writes.
+    unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        check(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit).into())?;
+        limit.rlim_cur = limit.rlim_max;
+        check(libc::setrlimit(libc::RLIMIT_NOFILE, &limit).into())
+    }
+}
+
 /// Keeps a thread on one processor; 0 is the calling one.
 pub fn pin(tid: i32, cpu: usize) -> Res {
     // SAFETY: all zero is a valid set, and the set is of that size.
