@@ -683,6 +683,29 @@ fn counted() -> Res {
     Ok(())
 }
 
+/// A long packet that could not go without a copy, and had to wait, is a short one when its turn comes: none was refused.
+fn refused_and_shortened() -> Res {
+    if on_c() {
+        return Ok(());
+    }
+    // One packet may be lent of such a ring, and the tap takes no other meanwhile.
+    let mut h = Held::new(Config::default().num(4))?;
+    h.g.tap.sndbuf(1)?;
+    let before = Before::of(&h.g)?;
+    let (first, second) = (frame(1, 2000), frame(2, 2000));
+    let offered = [h.offer(&first), h.offer(&second)];
+    settle(&h.g)?;
+    let len = h.g.hdr as u32 + 60;
+    let desc = h.g.tx.desc + 16 * u64::from(offered[1].0);
+    h.g.mem.write(desc + 8, &len.to_le_bytes());
+    h.arrives(&first)?;
+    h.used(offered[0].0)?;
+    h.used(offered[1].0)?;
+    h.arrives(&second[..60])?;
+    let want = [("zerocopy-copied", 1)];
+    before.only(&h.g, "tx", &["zerocopy"], &want)
+}
+
 fn main() {
     const TESTS: &[Test] = &[
         ("held", held),
@@ -704,6 +727,7 @@ fn main() {
         ("stream", stream),
         ("another_worker", another_worker),
         ("counted", counted),
+        ("refused_and_shortened", refused_and_shortened),
     ];
     /// What the ring's format has a part in.
     const PACKED: &[&str] = &[
