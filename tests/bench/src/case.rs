@@ -166,6 +166,10 @@ pub const CASES: &[Case] = &[
     Case { name: "round-trip", flow: Flow::RoundTrip, batch: 1, packets: 1600, goal: 1.00, ..TX },
     Case { name: "both-ways", flow: Flow::Both, packets: 12800, goal: 1.00, ..TX },
     Case { name: "both-ways-2", flow: Flow::Both, packets: 12800, two_workers: true, clock_goal: 0.62, ..TX },
+    Case { name: "tx-60-2", two_workers: true, ..TX },
+    Case { name: "rx-60-2", two_workers: true, ..RX },
+    Case { name: "tx-latency-2", two_workers: true, batch: 1, packets: 1600, goal: 1.00, ..TX },
+    Case { name: "rx-latency-2", two_workers: true, batch: 1, packets: 1600, goal: 1.00, ..RX },
     Case { name: "rx-paced", flow: Flow::Paced(50), features: VERSION_1 | MRG_RXBUF, packets: 3200, ..TX },
 ];
 
@@ -220,7 +224,7 @@ impl Case {
 
     /// Whether it says something only with a processor for each thread.
     pub fn by_clock(&self) -> bool {
-        self.two_workers || matches!(self.flow, Flow::Paced(_))
+        matches!(self.flow, Flow::Paced(_)) || self.two_workers && self.flow == Flow::Both
     }
 
     /// Whether only its instructions say something.
