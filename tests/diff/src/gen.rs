@@ -9,6 +9,7 @@
 use kselftest::feature;
 
 use crate::machine::IOCTLS;
+use crate::machine::OF_THE_FORMAT;
 use crate::script::action;
 use crate::script::Script;
 
@@ -50,6 +51,16 @@ struct Gen {
     /// The backend of both queues.
     backend: u64,
     big: bool,
+    /// The rings are packed where the driver has such.
+    packed: bool,
+}
+
+/// Every so many scripts one is run with packed rings, by the driver that has them.
+const PACKED_EVERY: u64 = 5;
+
+/// Whether the script of a number is one of those.
+pub fn is_packed(number: u64) -> bool {
+    number % PACKED_EVERY == PACKED_EVERY - 1
 }
 
 const GPAS: [u64; 4] = [0x10_0000, 0, 0xffff_0000, 1 << 36];
@@ -67,7 +78,11 @@ pub fn script(seed: u64, number: u64) -> Script {
         num: [1; 2],
         backend: 1,
         big: false,
+        packed: is_packed(number),
     };
+    if g.packed {
+        g.put("packed", &[]);
+    }
     if g.r.percent(15) {
         g.chaos();
     } else {
@@ -185,6 +200,10 @@ impl Gen {
         }
         if r.percent(15) {
             f |= feature::ACCESS_PLATFORM;
+        }
+        if self.packed {
+            f |= feature::VERSION_1;
+            f &= !feature::NOTIFY_ON_EMPTY;
         }
         self.big = f & feature::VERSION_1 == 0 && r.percent(25);
         self.tunnel = match r.below(20) {
@@ -389,13 +408,16 @@ impl Gen {
     /// A guest that is wrong, and then sees it.
     fn mistake(&mut self) {
         let q = self.r.below(2);
-        if self.r.percent(30) {
+        if self.r.percent(30) && !self.packed {
             let n = 0x1000 + self.r.below(0xe000);
             self.put("jump", &[q, n]);
             self.put("kick", &[q]);
             self.put("jump", &[q, 0]);
         } else {
-            let kind = self.r.below(11);
+            let kind = match self.packed {
+                true => self.r.pick(&[0, 1, 2, 3, 4, 5, 7, 10]),
+                false => self.r.below(11),
+            };
             self.put("bad", &[q, kind]);
             self.put("kick", &[q]);
             if self.r.percent(30) {
@@ -466,14 +488,17 @@ impl Gen {
                 self.set_features();
             }
             7 => {
-                let bit = self.r.pick(&[
+                let mut bits = vec![
                     feature::EVENT_IDX,
                     feature::MRG_RXBUF,
                     feature::NOTIFY_ON_EMPTY,
                     feature::IN_ORDER,
                     feature::VERSION_1,
                     feature::VHOST_NET_HDR,
-                ]);
+                ];
+                // Of a packed ring the machine refuses the others.
+                bits.retain(|bit| !self.packed || !OF_THE_FORMAT.contains(bit));
+                let bit = self.r.pick(&bits);
                 self.features ^= bit;
                 self.set_features();
             }

@@ -22,6 +22,7 @@ use std::os::fd::FromRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -32,14 +33,24 @@ use kselftest::frame;
 use kselftest::net::tcp_frame;
 use kselftest::net::TUN_F_CSUM;
 use kselftest::net::TUN_F_TSO4;
+use kselftest::packed::Packed;
+use kselftest::packed::Spot;
 use kselftest::sys;
 use kselftest::sys::ioctl;
 use kselftest::Fail;
+use kselftest::Mem;
 use kselftest::Peer;
 use kselftest::Res;
 use kselftest::Tap;
 
 use crate::script::Action;
+
+mod packed;
+
+pub use packed::KICKS;
+pub use packed::LOG_IN_ANY_FORMAT;
+pub use packed::OF_THE_FORMAT;
+pub use packed::PACKED;
 
 /// The guest's memory: the places of both rings, their indirect tables, and buffers.
 const ARENA: u64 = 0x20_0000_0000;
@@ -71,18 +82,17 @@ const fn tables(q: usize) -> u64 {
 const TABLE: usize = 8;
 /// Where a queue's buffers are, from and to.
 const BUFFERS: [(u64, u64); 2] = [(0x18000, 0x2c000), (0x2c000, SIZE)];
-
-/// `VIRTIO_F_RING_PACKED`, which the C driver does not offer.
-const RING_PACKED: u64 = 1 << 34;
+const BUFFER_PAGES: std::ops::Range<u64> = BUFFERS[0].0 / 0x1000..BUFFERS[1].1 / 0x1000;
 
 /// What the device signals; how often is written behind it.
-pub const EVENTFDS: [&str; 7] = [
+pub const EVENTFDS: [&str; 8] = [
     "call 0",
     "call 1",
     "error 0",
     "error 1",
     "log",
     LOG_BY_IOTLB,
+    LOG_IN_ANY_FORMAT,
     "spare",
 ];
 pub const LOG_BY_IOTLB: &str = "log by IOTLB";
@@ -218,6 +228,8 @@ pub struct Machine {
     log: File,
     /// A kick, and something that is signalled: a device that kicks itself does not end.
     spare: [File; 2],
+    /// The arena, for who drives a packed ring.
+    mem: Arc<Mem>,
     buf: Vec<u8>,
 }
 
@@ -239,6 +251,7 @@ impl Machine {
         file.set_len(SIZE)?;
         map(ARENA, SIZE, rw, libc::MAP_SHARED, file.as_raw_fd())?;
         map(ALIAS, SIZE, rw, libc::MAP_SHARED, file.as_raw_fd())?;
+        let mem = Arc::new(Mem::mapped(file, 0, SIZE, ARENA));
         map(
             LOG,
             LOG_SIZE,
@@ -277,6 +290,7 @@ impl Machine {
             err: [eventfd()?, eventfd()?],
             log: eventfd()?,
             spare: [eventfd()?, eventfd()?],
+            mem,
             buf: vec![0; 1 << 17],
         };
         priority(PRIORITY)?;
@@ -317,6 +331,8 @@ impl Machine {
             on_empty: false,
             down: vec![],
             number: 0,
+            any_format: false,
+            offered: false,
             open: true,
             out: String::new(),
         };
@@ -345,6 +361,8 @@ struct Chain {
     descs: u64,
     /// Offsets and lengths.
     segs: Vec<(u64, u64)>,
+    /// Where it is in a packed ring, and how many descriptors it has there.
+    spot: Option<(Spot, usize)>,
 }
 
 /// The driver's side of a queue.
@@ -381,6 +399,13 @@ struct Queue {
     polls: bool,
     flags: u16,
     event: u16,
+    /// What the guest asks for: the available ring's flags, and the index of the chain whose use is to be told.
+    asks: (u16, u16),
+    packed: Option<Packed>,
+    /// What stands in the packed ring's device area, and how many descriptors were available when that was seen first.
+    armed: ((u16, u16), u64),
+    /// How many descriptors were made available in the packed ring.
+    descs: u64,
 }
 
 impl Default for Queue {
@@ -405,6 +430,10 @@ impl Default for Queue {
             polls: false,
             flags: 0,
             event: 0,
+            asks: (0, 0),
+            packed: None,
+            armed: ((0, 0), 0),
+            descs: 0,
         }
     }
 }
@@ -439,6 +468,9 @@ struct Run<'a> {
     down: Vec<u64>,
     /// Of the next packet.
     number: u32,
+    /// The script is one of any format (packed.rs), and the driver has packed rings.
+    any_format: bool,
+    offered: bool,
     /// The device is.
     open: bool,
     out: String,
@@ -486,6 +518,7 @@ impl Run<'_> {
     fn act(&mut self, action: &Action) -> String {
         let small = |n: u64| n as u32;
         match (action.verb, &action.args[..]) {
+            ("packed", []) => self.begin_packed(),
             ("owner", []) => {
                 let _ = priority(WORKER_PRIORITY);
                 let r = ioctl(&self.dev, sys::SET_OWNER, std::ptr::null::<u8>());
@@ -507,6 +540,7 @@ impl Run<'_> {
                     self.features = [0; 2];
                     self.log_at = 0;
                     for q in &mut self.queues {
+                        q.packed = None;
                         q.num = 1;
                         q.kick = 0;
                         q.backend = 0;
@@ -522,14 +556,14 @@ impl Run<'_> {
             ("get-features", []) => {
                 let mut f = [0u64];
                 let r = ioctl(&self.dev, sys::GET_FEATURES, f.as_mut_ptr());
-                format!("{} {:#x}", done(r), f[0] & !RING_PACKED)
+                format!("{} {:#x}", done(r), f[0] & !feature::RING_PACKED)
             }
             ("get-features-array", &[count @ 0..=8]) => {
                 let mut f = [u64::MAX; 10];
                 f[0] = count;
                 let r = ioctl(&self.dev, sys::GET_FEATURES_ARRAY, f.as_mut_ptr());
                 if count > 0 && r == 0 {
-                    f[1] &= !RING_PACKED;
+                    f[1] &= !feature::RING_PACKED;
                 }
                 format!("{} {f:x?}", done(r))
             }
@@ -537,7 +571,7 @@ impl Run<'_> {
                 if !self.may_have(bits) {
                     return SKIPPED.into();
                 }
-                let r = ioctl(&self.dev, sys::SET_FEATURES, &bits);
+                let r = ioctl(&self.dev, sys::SET_FEATURES, &self.with_format(bits));
                 self.set_features(r, [bits, 0])
             }
             ("features-array", words) if words.len() <= 8 => {
@@ -547,6 +581,9 @@ impl Run<'_> {
                 }
                 let mut f = vec![words.len() as u64];
                 f.extend(words);
+                if let Some(low) = f.get_mut(1) {
+                    *low = self.with_format(*low);
+                }
                 let r = ioctl(&self.dev, sys::SET_FEATURES_ARRAY, f.as_ptr());
                 self.set_features(r, [low, words.get(1).copied().unwrap_or(0)])
             }
@@ -578,6 +615,7 @@ impl Run<'_> {
                 SKIPPED.into()
             }
             ("mem", &[layout, gpa]) => self.mem(layout, gpa),
+            ("num", &[_, n]) if self.any_format && !n.is_power_of_two() => SKIPPED.into(),
             ("num", &[q, n]) => {
                 let state = sys::State {
                     index: small(q),
@@ -591,7 +629,7 @@ impl Run<'_> {
                 done(r)
             }
             ("base", &[q, n, reset]) => self.base(q, n, reset != 0),
-            ("get-base", &[q]) => self.get_state(sys::GET_VRING_BASE, q),
+            ("get-base", &[q]) => self.get_base(q),
             ("addr", &[q, place, log]) => self.addr(q, place, log),
             // It may hold a kick.
             ("kick-fd", _) if self.unanswered => SKIPPED.into(),
@@ -706,6 +744,9 @@ impl Run<'_> {
             ("rx", &[table @ 0..=4, ref lens @ ..]) => self.rx(table, lens),
             ("many", &[0, count, len]) => self.many(count, |s| s.rx(0, &[len])),
             ("many", &[1, count, len]) => self.many(count, |s| s.tx(0, 0, &[len])),
+            ("bad" | "jump", &[_, kind]) if self.any_format && !packed::has(action.verb, kind) => {
+                SKIPPED.into()
+            }
             ("bad", &[q @ 0..=1, kind @ 0..=10]) => self.bad(q as usize, kind),
             ("mend", &[q @ 0..=1]) => self.mend(q as usize),
             ("jump", &[q @ 0..=1, n]) if n == 0 || (0x1000..0xf000).contains(&n) => {
@@ -726,16 +767,17 @@ impl Run<'_> {
                 }
             }
             ("avail-flags", &[q @ 0..=1, n]) => {
-                self.put16(ring(q as usize) + AVAIL, n as u16);
+                self.queues[q as usize].asks.0 = n as u16;
+                self.ask(q as usize);
                 "0".into()
             }
             ("used-event", &[q @ 0..=1, n]) => {
-                let queue = &self.queues[q as usize];
+                let queue = &mut self.queues[q as usize];
                 if queue.num > NUM {
                     return SKIPPED.into();
                 }
-                let at = ring(q as usize) + AVAIL + 4 + 2 * queue.num;
-                self.put16(at, queue.seen.wrapping_add(n as u16));
+                queue.asks.1 = queue.seen.wrapping_add(n as u16);
+                self.ask(q as usize);
                 "0".into()
             }
             ("guest-endian", &[n]) => {
@@ -764,7 +806,11 @@ impl Run<'_> {
     fn set_features(&mut self, r: i32, words: [u64; 2]) -> String {
         if r == 0 {
             let had = self.has(feature::ACCESS_PLATFORM);
+            let was = self.is_packed();
             self.features = words;
+            if self.is_packed() != was {
+                self.change_format();
+            }
             if had != self.has(feature::ACCESS_PLATFORM) {
                 // The device has forgotten where the rings are.
                 for q in &mut self.queues {
@@ -792,8 +838,9 @@ impl Run<'_> {
         // See `mem`.
         (in_order || bits & feature::IN_ORDER == 0)
             // Without the other bit both refuse it.
-            && (bits & RING_PACKED == 0 || bits & feature::VERSION_1 == 0)
+            && (bits & feature::RING_PACKED == 0 || bits & feature::VERSION_1 == 0)
             && (self.layout < 2 || bits & feature::ACCESS_PLATFORM == 0)
+            && (!self.any_format || self.may_have_in_any(bits))
     }
 
     fn header(&self) -> usize {
@@ -850,6 +897,30 @@ impl Run<'_> {
         store(table + 16 * i, &d);
     }
 
+    /// Writes a descriptor of an indirect table; `next` is 0 behind the last.
+    fn table_desc(&self, table: u64, i: u64, addr: u64, len: u64, flags: u16, next: u16) {
+        if self.drives_packed() {
+            // In memory the flags come last; all in the table are the chain's.
+            self.desc(table, i, addr, len, 0, flags);
+        } else {
+            let more = if next != 0 { NEXT } else { 0 };
+            self.desc(table, i, addr, len, flags | more, next);
+        }
+    }
+
+    /// Writes down what the guest asks of the device, where that looks.
+    fn ask(&self, q: usize) {
+        let queue = &self.queues[q];
+        if self.drives_packed() {
+            self.ask_packed(q);
+            return;
+        }
+        self.put16(ring(q) + AVAIL, queue.asks.0);
+        if queue.num <= NUM {
+            self.put16(ring(q) + AVAIL + 4 + 2 * queue.num, queue.asks.1);
+        }
+    }
+
     /// Memory tables. Where the buffers to transmit are mapped they are readable, or the C driver would
     /// try to read them for ever.
     fn mem(&mut self, layout: u64, gpa: u64) -> String {
@@ -897,6 +968,8 @@ impl Run<'_> {
             ],
             6 => vec![at(0, rx, ARENA), at(rx_end, SIZE, ARENA)],
             7 => vec![at(0, rx_end, ARENA)],
+            // Where a packed ring is logged, only the table says.
+            8 if self.any_format => return SKIPPED.into(),
             8 => vec![],
             // Buffers to receive that can't be written: to the C driver they count as filled.
             9 => return SKIPPED.into(),
@@ -946,12 +1019,15 @@ impl Run<'_> {
     }
 
     fn base(&mut self, q: u64, n: u64, reset: bool) -> String {
-        if !reset && self.has(feature::IN_ORDER) {
+        if !reset && (self.has(feature::IN_ORDER) || self.any_format) {
             return SKIPPED.into();
         }
         let state = sys::State {
             index: q as u32,
-            num: n as u32,
+            num: match self.format_base(q, n) {
+                Some(num) => num,
+                None => return SKIPPED.into(),
+            },
         };
         let r = ioctl(&self.dev, sys::SET_VRING_BASE, &state);
         if r != 0 {
@@ -972,8 +1048,15 @@ impl Run<'_> {
             queue.bad = None;
             queue.buffer = 0;
             let used = queue.used;
-            self.put16(ring(q as usize) + AVAIL + 2, n);
-            self.put16(ring(q as usize) + used + 2, n);
+            if self.drives_packed() {
+                self.restart_packed(q as usize, n);
+            } else {
+                self.put16(ring(q as usize) + AVAIL + 2, n);
+                self.put16(ring(q as usize) + used + 2, n);
+            }
+            if self.any_format {
+                self.ask(q as usize);
+            }
         }
         done(r)
     }
@@ -985,6 +1068,9 @@ impl Run<'_> {
         // In a ring that moves while it runs, what was used before is not where the guest looks for it.
         let moves = self.queues[q as usize & 1].used != if place == 2 { USED_ACROSS } else { USED };
         if ((place == 9 || moves) && running) || (place == 2 && in_order) {
+            return SKIPPED.into();
+        }
+        if self.any_format && packed::is_other_place(place, log) {
             return SKIPPED.into();
         }
         let offset = ring(q as usize & 1);
@@ -1020,6 +1106,7 @@ impl Run<'_> {
         }
         let r = ioctl(&self.dev, sys::SET_VRING_ADDR, &addr);
         if let (0, Some(queue)) = (r, self.queues.get_mut(q as usize)) {
+            queue.fresh &= !self.any_format || queue.used == used;
             queue.used = used;
             queue.placed = true;
             queue.addrs = [addr.desc, addr.avail, addr.used];
@@ -1181,21 +1268,56 @@ impl Run<'_> {
     /// Makes a chain available.
     fn post(&mut self, q: usize, table: u64, segs: Vec<(u64, u64)>) -> String {
         let n = segs.len();
-        let (first, last) = match (table, n) {
-            (0, _) | (2 | 3, 1) => (n, n),
-            (2, _) => (1, n),
-            (3, _) => (0, n - 1),
-            _ => (0, n),
+        // Those that are in the table.
+        let inside = match (table, n) {
+            (0, _) | (2 | 3, 1) => n..n,
+            (2, _) => 1..n,
+            (3, _) => 0..n - 1,
+            _ => 0..n,
         };
-        let descs = (first + n - last + usize::from(first != last)) as u64;
+        let descs = (n - inside.len() + usize::from(!inside.is_empty())) as u64;
         let queue = &self.queues[q];
         let num = queue.num;
         let out: u64 = queue.chains.iter().map(|c| c.descs).sum();
         if num > NUM || out + descs > num || n > TABLE {
             return "no room".into();
         }
-        let id = |i: u64| (u64::from(queue.next_desc) + i) & (num - 1);
-        let head = id(0) as u16;
+        // To a bad one that says that more follows, in a packed ring it would.
+        if self.any_format && queue.bad.is_some() {
+            return "no room".into();
+        }
+        let head = (u64::from(queue.next_desc) & (num - 1)) as u16;
+        let flags = match table {
+            4 => INDIRECT | WRITE,
+            _ => INDIRECT,
+        };
+        let spot = match self.drives_packed() {
+            true => self.post_packed(q, head, (!inside.is_empty()).then_some(flags), &segs),
+            false => {
+                self.post_split(q, descs, &segs, inside, flags);
+                None
+            }
+        };
+        let chain = Chain {
+            head,
+            descs,
+            segs,
+            spot,
+        };
+        self.offer(q, chain)
+    }
+
+    /// Writes a chain of so many descriptors to a split ring, and its table, if it has one.
+    fn post_split(
+        &self,
+        q: usize,
+        descs: u64,
+        segs: &[(u64, u64)],
+        inside: std::ops::Range<usize>,
+        flags: u16,
+    ) {
+        let queue = &self.queues[q];
+        let id = |i: u64| (u64::from(queue.next_desc) + i) & (queue.num - 1);
         let write = if q == 0 { WRITE } else { 0 };
         let mut at = 0;
         let mut put = |addr: u64, len: u64, flags: u16| {
@@ -1205,37 +1327,36 @@ impl Run<'_> {
             at += 1;
         };
         let addr = |offset: u64| self.gpa.wrapping_add(offset);
-        for s in &segs[..first] {
+        for s in &segs[..inside.start] {
             put(addr(s.0), s.1, write);
         }
-        if first != last {
-            let own = tables(q) + u64::from(head) * 16 * TABLE as u64;
-            for (i, s) in segs[first..last].iter().enumerate() {
-                let next = if first + i + 1 < last { NEXT } else { 0 };
-                self.desc(own, i as u64, addr(s.0), s.1, write | next, i as u16 + 1);
+        if !inside.is_empty() {
+            let own = tables(q) + id(0) * 16 * TABLE as u64;
+            for (i, s) in segs[inside.clone()].iter().enumerate() {
+                let next = if i + 1 < inside.len() { i + 1 } else { 0 };
+                self.table_desc(own, i as u64, addr(s.0), s.1, write, next as u16);
             }
-            let flags = if table == 4 {
-                INDIRECT | WRITE
-            } else {
-                INDIRECT
-            };
-            put(addr(own), 16 * (last - first) as u64, flags);
+            put(addr(own), 16 * inside.len() as u64, flags);
         }
-        for s in &segs[last.max(first)..] {
+        for s in &segs[inside.end..] {
             put(addr(s.0), s.1, write);
         }
-        self.offer(q, head, descs, segs)
     }
 
-    fn offer(&mut self, q: usize, head: u16, descs: u64, segs: Vec<(u64, u64)>) -> String {
+    fn offer(&mut self, q: usize, chain: Chain) -> String {
         let queue = &mut self.queues[q];
-        queue.next_desc = queue.next_desc.wrapping_add(descs as u16);
+        let head = chain.head;
+        queue.next_desc = queue.next_desc.wrapping_add(chain.descs as u16);
         let slot = u64::from(queue.avail_idx) & (queue.num - 1);
         queue.avail_idx = queue.avail_idx.wrapping_add(1);
-        queue.chains.push_back(Chain { head, descs, segs });
+        queue.chains.push_back(chain);
         let idx = queue.avail_idx;
-        self.put16(ring(q) + AVAIL + 4 + 2 * slot, head);
-        self.put16(ring(q) + AVAIL + 2, idx);
+        if self.drives_packed() {
+            self.publish_packed(q);
+        } else {
+            self.put16(ring(q) + AVAIL + 4 + 2 * slot, head);
+            self.put16(ring(q) + AVAIL + 2, idx);
+        }
         format!("head {head}")
     }
 
@@ -1345,16 +1466,28 @@ impl Run<'_> {
             }
             9 => (data, 100, write, 0),
             _ => {
-                self.desc(own, 0, data, 50, WRITE | NEXT, 1);
-                self.desc(own, 1, data, 50, 0, 0);
+                self.table_desc(own, 0, data, 50, WRITE, 1);
+                self.table_desc(own, 1, data, 50, 0, 0);
                 (table, 32, INDIRECT, 0)
             }
         };
-        self.desc(ring(q), u64::from(head), addr, len, flags, next);
+        let spot = match self.drives_packed() {
+            true => self.post_desc(q, (addr, len as u32, flags), head),
+            false => {
+                self.desc(ring(q), u64::from(head), addr, len, flags, next);
+                None
+            }
+        };
         let queue = &mut self.queues[q];
         queue.bad = Some((head, index));
         (queue.bad_entry, queue.erred) = (kind == 9, false);
-        let text = self.offer(q, head, 1, segs);
+        let chain = Chain {
+            head,
+            descs: 1,
+            segs,
+            spot,
+        };
+        let text = self.offer(q, chain);
         if kind == 9 {
             let slot = u64::from(index) & (num - 1);
             self.put16(ring(q) + AVAIL + 4 + 2 * slot, num as u16);
@@ -1375,6 +1508,10 @@ impl Run<'_> {
             return SKIPPED.into();
         };
         let (at, len) = chain.segs[0];
+        if let Some((spot, _)) = chain.spot {
+            self.mend_packed(q, spot, at, len, head);
+            return "0".into();
+        }
         let slot = u64::from(index) & (queue.num - 1);
         let write = if q == 0 { WRITE } else { 0 };
         self.desc(
@@ -1458,6 +1595,10 @@ impl Run<'_> {
         if queue.num > NUM {
             return;
         }
+        if self.any_format {
+            self.look_in_any_format(q);
+            return;
+        }
         let used = ring(q) + queue.used;
         let num = queue.num;
         let flags = self.get16(used);
@@ -1471,55 +1612,28 @@ impl Run<'_> {
             self.out,
             "  queue {q}: flags {flags}, event {event}, used {idx}"
         );
-        let mut new = u64::from(new);
+        self.take_used(q, idx);
+        let queue = &mut self.queues[q];
+        queue.flags = flags;
+        queue.event = event;
+    }
+
+    /// Takes what a split ring says is used up to `idx`, and ends the line.
+    fn take_used(&mut self, q: usize, idx: u16) {
+        let queue = &self.queues[q];
+        let (used, num) = (ring(q) + queue.used, queue.num);
+        let mut new = u64::from(idx.wrapping_sub(queue.seen));
         if new > num || new > queue.chains.len() as u64 {
             let _ = write!(self.out, " (impossible)");
             new = 0;
         }
-        let in_order = self.has(feature::IN_ORDER);
         let mut unwritten = false;
         let mut at = queue.seen;
         while new > 0 {
             let entry = used + 4 + 8 * (u64::from(at) & (num - 1));
             let (id, len) = (self.get32(entry), self.get32(entry + 4));
-            let queue = &mut self.queues[q];
-            let place = queue.chains.iter().position(|c| u32::from(c.head) == id);
-            let count = match place {
-                Some(place) if in_order => place as u64 + 1,
-                _ => 1,
-            };
-            if q == 1 && in_order {
-                // One entry may stand for many chains, or each have its own.
-                for c in queue.chains.iter().take(count as usize) {
-                    let _ = write!(self.out, " {}:{len}", c.head);
-                }
-            } else {
-                let _ = write!(self.out, " {id}:{len}");
-                if in_order {
-                    let _ = write!(self.out, "x{count}");
-                }
-            }
-            let mut segs = vec![];
-            match place {
-                Some(_) if in_order => {
-                    let used = queue.chains.drain(..count as usize);
-                    used.for_each(|c| segs.extend(c.segs));
-                }
-                Some(place) => segs.extend(queue.chains.remove(place).unwrap().segs),
-                None => {
-                    let _ = write!(self.out, "(unknown)");
-                }
-            }
-            if q == 0 && place.is_some() {
-                unwritten |= self.complete_header(&segs);
-                let data: Vec<u8> = segs
-                    .iter()
-                    .flat_map(|s| memory(s.0, s.1))
-                    .copied()
-                    .collect();
-                let hex: String = data.iter().take(12).map(|b| format!("{b:02x}")).collect();
-                let _ = write!(self.out, "={hex}#{:08x}", hash(&data));
-            }
+            let chains = self.take_chains(q, id, len, &mut unwritten);
+            let count = chains.map_or(1, |(count, _)| count);
             if count > new {
                 let _ = write!(self.out, "(too many)");
             }
@@ -1530,10 +1644,55 @@ impl Run<'_> {
         if unwritten {
             let _ = writeln!(self.out, "  header not written");
         }
+        self.queues[q].seen = idx;
+    }
+
+    /// Takes the chains that a used entry stands for, and writes down what it says. Returns how many
+    /// they are, and how many descriptors a packed ring has of them.
+    fn take_chains(
+        &mut self,
+        q: usize,
+        id: u32,
+        len: u32,
+        unwritten: &mut bool,
+    ) -> Option<(u64, usize)> {
+        let in_order = self.has(feature::IN_ORDER);
         let queue = &mut self.queues[q];
-        queue.seen = idx;
-        queue.flags = flags;
-        queue.event = event;
+        let place = queue.chains.iter().position(|c| u32::from(c.head) == id);
+        let used: Vec<Chain> = match place {
+            Some(place) if in_order => queue.chains.drain(..=place).collect(),
+            Some(place) => queue.chains.remove(place).into_iter().collect(),
+            None => vec![],
+        };
+        let count = used.len().max(1) as u64;
+        if q == 1 && in_order {
+            // One entry may stand for many chains, or each have its own.
+            for c in &used {
+                let _ = write!(self.out, " {}:{len}", c.head);
+            }
+        } else {
+            let _ = write!(self.out, " {id}:{len}");
+            if in_order {
+                let _ = write!(self.out, "x{count}");
+            }
+        }
+        if used.is_empty() {
+            let _ = write!(self.out, "(unknown)");
+            return None;
+        }
+        if q == 0 {
+            let segs: Vec<_> = used.iter().flat_map(|c| c.segs.iter().copied()).collect();
+            *unwritten |= self.complete_header(&segs);
+            let data: Vec<u8> = segs
+                .iter()
+                .flat_map(|s| memory(s.0, s.1))
+                .copied()
+                .collect();
+            let hex: String = data.iter().take(12).map(|b| format!("{b:02x}")).collect();
+            let _ = write!(self.out, "={hex}#{:08x}", hash(&data));
+        }
+        let descs = used.iter().filter_map(|c| c.spot).map(|(_, n)| n).sum();
+        Some((count, descs))
     }
 
     /// Of a header of its own that has room for tunnels the C driver leaves the end as it was. Writes
@@ -1556,7 +1715,11 @@ impl Run<'_> {
     }
 
     fn look_at_files(&mut self) {
-        let iotlb = self.has(feature::ACCESS_PLATFORM);
+        let log = match (self.has(feature::ACCESS_PLATFORM), self.any_format) {
+            (true, _) => LOG_BY_IOTLB,
+            (_, true) => LOG_IN_ANY_FORMAT,
+            _ => EVENTFDS[4],
+        };
         let open = self.open;
         let m = &mut *self.m;
         let names = [
@@ -1564,8 +1727,8 @@ impl Run<'_> {
             (&m.call[1], EVENTFDS[1]),
             (&m.err[0], EVENTFDS[2]),
             (&m.err[1], EVENTFDS[3]),
-            (&m.log, if iotlb { LOG_BY_IOTLB } else { EVENTFDS[4] }),
-            (&m.spare[1], EVENTFDS[6]),
+            (&m.log, log),
+            (&m.spare[1], EVENTFDS[7]),
             (&self.dev, "message"),
             (&m.peer.fd, "out 1"),
             (&m.plain_peer.fd, "out 2"),
@@ -1638,13 +1801,18 @@ impl Run<'_> {
             if *bits == [0; 4] {
                 continue;
             }
-            let iotlb = self.has(feature::ACCESS_PLATFORM);
-            let _ = write!(self.out, "  dirty{}", if iotlb { " by IOTLB" } else { "" });
-            for i in (0..256).filter(|i| bits[i / 64] >> (i % 64) & 1 != 0) {
-                let _ = write!(self.out, " {i:#x}");
-            }
-            let _ = writeln!(self.out);
+            // Where a ring is written depends on its format.
+            let pages: String = (0..256)
+                .filter(|i| bits[i / 64] >> (i % 64) & 1 != 0)
+                .filter(|&i| !self.any_format || BUFFER_PAGES.contains(&(i as u64)))
+                .map(|i| format!(" {i:#x}"))
+                .collect();
             *bits = [0; 4];
+            if !pages.is_empty() {
+                let iotlb = self.has(feature::ACCESS_PLATFORM);
+                let by = if iotlb { " by IOTLB" } else { "" };
+                let _ = writeln!(self.out, "  dirty{by}{pages}");
+            }
         }
     }
 
@@ -1653,7 +1821,7 @@ impl Run<'_> {
     fn end(&mut self) -> Res {
         let _ = writeln!(self.out, "end");
         for q in 0..2 {
-            let state = self.get_state(sys::GET_VRING_BASE, q);
+            let state = self.get_base(q);
             let _ = writeln!(self.out, "  base {state}");
         }
         let _ = writeln!(self.out, "close");
@@ -1679,7 +1847,11 @@ impl Run<'_> {
             store(ring(1) + USED + 4, &vec![0; 8 * NUM as usize]);
         }
         self.first_bytes();
-        for page in 0..SIZE / 0x1000 {
+        let first = match self.any_format {
+            true => BUFFER_PAGES.start,
+            false => 0,
+        };
+        for page in first..SIZE / 0x1000 {
             let data = memory(page * 0x1000, 0x1000);
             // SAFETY: any bytes are valid words, and a page is aligned.
             let words = unsafe { data.align_to::<u64>().1 };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The differential test: the same random scripts with the C driver and with this one.
+//! The differential test: the same random scripts with the C driver and with this one. Every fifth is run with
+//! packed rings by this one, which the C driver does not have (machine/packed.rs).
 //!
 //! In the VM, with the C driver loaded, and both drivers' modules in FOLDER as c.ko and rust.ko:
 //!
@@ -27,6 +28,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use kselftest::bail;
+use kselftest::check;
 use kselftest::Res;
 
 mod compare;
@@ -57,7 +59,22 @@ fn run(folder: &Path, seed: u64, which: &[u64]) -> Res<bool> {
         let rate = count as f64 / start.elapsed().as_secs_f64();
         println!("# {name}: {rate:.0} scripts a second");
     }
-    coverage(&first[0]);
+    coverage("the C driver", first[0].iter());
+    let packed: Vec<usize> = (0..count).filter(|&i| gen::is_packed(which[i])).collect();
+    if !packed.is_empty() {
+        println!(
+            "report: {} scripts with split rings in both, {} with packed ones here",
+            count - packed.len(),
+            packed.len()
+        );
+        coverage(
+            "this one with packed rings",
+            packed.iter().map(|&i| &first[1][i]),
+        );
+        // Or all of them were the same twice.
+        let is_packed = |&i: &usize| first[1][i].lines().any(|line| line == machine::PACKED);
+        check!(packed.iter().any(is_packed), "no packed rings");
+    }
     let mut kinds: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (i, (c, rust)) in first[0].iter().zip(&first[1]).enumerate() {
         if let Some(d) = compare(c, rust) {
@@ -107,11 +124,12 @@ fn run(folder: &Path, seed: u64, which: &[u64]) -> Res<bool> {
     Ok(failed == 0)
 }
 
-/// Says how often the C driver did what; a generator that only makes mistakes would be seen here.
-fn coverage(seen: &[String]) {
+/// Says how often a driver did what; a generator that only makes mistakes would be seen here.
+fn coverage<'a>(driver: &str, seen: impl Iterator<Item = &'a String>) {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for line in seen.iter().flat_map(|text| text.lines()) {
+    for line in seen.flat_map(|text| text.lines()) {
         let what = match line.trim_start() {
+            l if l == machine::PACKED.trim_start() => "devices with packed rings",
             l if l.starts_with("queue 0") && l.contains('#') => "turns that received",
             l if l.starts_with("queue 1") && l.contains(':') => "turns of the other queue",
             l if l.starts_with("out ") => "packets sent",
@@ -126,7 +144,7 @@ fn coverage(seen: &[String]) {
         };
         *counts.entry(what).or_default() += 1;
     }
-    println!("# seen of the C driver: {counts:?}");
+    println!("# seen of {driver}: {counts:?}");
 }
 
 /// Prints what was seen of both drivers, one below the other where they differ.

@@ -17,6 +17,7 @@ pub type Script = Vec<Action>;
 
 /// Every verb and what it does.
 pub const VERBS: &[(&str, &str)] = &[
+    ("packed", "from here on rings are packed where the driver has such, and what the format changes is not looked at"),
     ("owner", "VHOST_SET_OWNER"),
     ("reset-owner", "VHOST_RESET_OWNER"),
     ("get-features", "VHOST_GET_FEATURES"),

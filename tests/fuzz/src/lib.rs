@@ -8,8 +8,9 @@
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use std::fmt::Debug;
 use vhost_net_host_tests::{
-    cases::{ahead, hostile, iotlb, log, messages},
+    cases::{ahead, hostile, iotlb, log, messages, packed},
     memtable::MAX_SEGMENTS,
+    packed as format,
     pair::{Layout, Shake, Step, HIGH, HOLE, HUGE, HUGE_SIZE, SPAN},
     vring::Wanted,
 };
@@ -54,15 +55,19 @@ fn addr(u: &mut Unstructured<'_>) -> Result<u64> {
     })
 }
 
+fn len(u: &mut Unstructured<'_>) -> Result<u32> {
+    Ok(match u.int_in_range(0..=7)? {
+        0..=2 => u.int_in_range(0..=200)?,
+        3..=5 => 16 * u.int_in_range(0..=12)?,
+        6 => *u.choose(&[u32::MAX, u32::MAX - 15, 0x10_0000, 0x10_0010])?,
+        _ => u.arbitrary()?,
+    })
+}
+
 fn desc(u: &mut Unstructured<'_>) -> Result<hostile::Desc> {
     Ok(hostile::Desc {
         addr: addr(u)?,
-        len: match u.int_in_range(0..=7)? {
-            0..=2 => u.int_in_range(0..=200)?,
-            3..=5 => 16 * u.int_in_range(0..=12)?,
-            6 => *u.choose(&[u32::MAX, u32::MAX - 15, 0x10_0000, 0x10_0010])?,
-            _ => u.arbitrary()?,
-        },
+        len: len(u)?,
         flags: u.int_in_range(0..=7)?,
         next: number(u)?,
     })
@@ -164,6 +169,80 @@ fn guest(u: &mut Unstructured<'_>) -> Result<hostile::Guest> {
         descs,
         tables,
         entries,
+    })
+}
+
+fn packed_desc(u: &mut Unstructured<'_>) -> Result<packed::Desc> {
+    let guest = format::GUEST;
+    Ok(packed::Desc {
+        addr: match u.int_in_range(0..=11)? {
+            0..=5 => u.int_in_range(guest.start..=guest.end)?,
+            6..=8 => format::TABLES + 16 * u.int_in_range(0..=63)?,
+            9 => guest.end - u.int_in_range(0..=31)?,
+            10 => u64::MAX - u.int_in_range(0..=31)?,
+            _ => u.arbitrary()?,
+        },
+        len: len(u)?,
+        id: u.int_in_range(0..=63)?,
+        // Whose it is, and what it is.
+        flags: match u.int_in_range(0..=3)? {
+            0 => 0,
+            1 => format::F_AVAIL,
+            2 => format::F_USED,
+            _ => format::F_AVAIL | format::F_USED,
+        } | u.int_in_range(0..=7)?,
+    })
+}
+
+fn packed_op(u: &mut Unstructured<'_>) -> Result<packed::Op> {
+    use format::What;
+    use packed::Op;
+    Ok(match u.int_in_range(0..=15)? {
+        0..=2 => Op::Offer(u.int_in_range(1..=8)?),
+        3..=4 => Op::Redo(u.int_in_range(0..=3)?, packed_desc(u)?),
+        5 => Op::Ask(u.int_in_range(0..=4)?, u.arbitrary()?),
+        6..=8 => {
+            let what = match u.int_in_range(0..=7)? {
+                0..=3 => What::Complete,
+                4 => What::CompleteEmpty,
+                5 => What::PutBack,
+                _ => What::Defer,
+            };
+            let count = u.int_in_range(1..=5)?;
+            Op::Take(list(u, count, |u| u.arbitrary())?, what)
+        }
+        9 => Op::CompleteDeferred(usize::from(u.arbitrary::<u8>()?)),
+        10..=11 => Op::Publish,
+        12 => Op::WantsCall,
+        13 => match u.arbitrary()? {
+            true => Op::DisableKicks,
+            false => Op::EnableKicks,
+        },
+        14 => Op::IsEmpty,
+        _ => Op::SetBase(u.arbitrary()?),
+    })
+}
+
+/// A driver of a packed ring that keeps no rule.
+pub fn packed(u: &mut Unstructured<'_>) -> Result<packed::Case> {
+    let num = u.int_in_range(1..=64)?;
+    Ok(packed::Case {
+        layout: format::Layout {
+            num,
+            event_idx: u.arbitrary()?,
+            in_order: u.arbitrary()?,
+            start: u.int_in_range(0..=0xffff)?,
+        },
+        changing: u.arbitrary()?,
+        descs: {
+            let count = u.int_in_range(0..=num as usize)?;
+            list(u, count, packed_desc)?
+        },
+        tables: {
+            let count = u.int_in_range(0..=100)?;
+            list(u, count, packed_desc)?
+        },
+        ops: list(u, 40, packed_op)?,
     })
 }
 

@@ -68,6 +68,15 @@ impl Mem {
         Ok(mem)
     }
 
+    /// Memory of one region, of which all is mapped at `hva` already, as the file's start.
+    pub fn mapped(file: File, gpa: u64, size: u64, hva: u64) -> Self {
+        Mem {
+            file,
+            regions: vec![Mapped { gpa, size, hva }],
+            next: AtomicU64::new(gpa),
+        }
+    }
+
     /// Maps the same memory once more, at other addresses.
     pub fn map_again(&self) -> Res<Vec<Mapped>> {
         let mut offset = 0;
