@@ -861,6 +861,7 @@ impl Pair {
         prop_assert!(same, "the logs differ");
         prop_assert_eq!(self.ring.base(), self.model.last_avail);
         prop_assert_eq!(self.ring.unpublished(), self.model.done.len());
+        prop_assert_eq!(self.ring.is_quiet(), self.model.quiet);
         Ok(())
     }
 }

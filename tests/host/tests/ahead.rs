@@ -283,6 +283,50 @@ fn a_look_ends() {
     assert_eq!(device.ahead.iter().count(), MAX_AHEAD);
 }
 
+/// A look says whether anything is missing, or could not be looked at; what is beyond gets a small part of the room.
+#[test]
+fn what_a_look_says() {
+    let page = |page: u64| Iova::new(page * PAGE);
+    let mut iotlb = Iotlb::new(1024);
+    // Pages 0 to 599 in maps of their own, but for 300.
+    for i in (0..600).filter(|&i| i != 300) {
+        iotlb.update(page(i), PAGE, UserAddr::new(0), 3).unwrap();
+    }
+    let mut hint = memtable::Hint::default();
+    let mut ahead = Ahead::new().unwrap();
+    let mut look = |ahead: &mut Ahead, first: u64, count: u64| {
+        let (access, len) = (memtable::Access::Read, count * PAGE);
+        ahead.look(iotlb.maps(), page(first), len, access, &mut hint)
+    };
+    ahead.begin(1024);
+    assert!(!look(&mut ahead, 300, 0));
+    assert!(!look(&mut ahead, 0, 300));
+    assert!(!ahead.needs_any());
+    ahead.begin(1024);
+    assert!(look(&mut ahead, 299, 3));
+    assert!(look(&mut ahead, 300, 1));
+    assert_eq!(ahead.iter().count(), 1);
+    // So many maps it looks at, and no more, of which one is missing.
+    ahead.begin(1024);
+    assert!(!look(&mut ahead, 301, 299));
+    assert!(look(&mut ahead, 301, 299));
+    assert!(look(&mut ahead, 0, 1));
+    assert_eq!((ahead.iter().count(), ahead.step()), (0, None));
+    // Where there is no more room, it says so of what it did not see.
+    for (maps, room) in [(1024, 64), (512, 64), (504, 63), (80, 10), (8, 1)] {
+        ahead.begin(maps);
+        ahead.go_beyond();
+        for i in 0..room {
+            assert!(!look(&mut ahead, 0, 1), "{i} of {room}");
+            assert_eq!(ahead.step(), Some(()));
+            assert!(look(&mut ahead, 1000 + i, 1));
+        }
+        assert!(look(&mut ahead, 2000, 1));
+        assert_eq!((ahead.iter().count() as u64, ahead.step()), (room, None));
+        assert!(!ahead.needs_any());
+    }
+}
+
 /// What an owner does with a message.
 #[derive(Clone, Copy, Debug)]
 enum Answer {

@@ -538,6 +538,47 @@ fn put(mem: &Mem, index: u64, addr: u64, len: u32, id: u16, flags: u16) {
     mem.put(DESC + 16 * index + 8, &word.to_le_bytes());
 }
 
+/// Two times around between two questions about a call pass every place, whatever it is.
+#[test]
+fn a_call_after_twice_around() {
+    for place in [0, 1, 2, 0x8000, 0x8001, 0x8002] {
+        for times in [1, 2] {
+            let mut pair = Pair::new(small_ring(3));
+            pair.wants_call().unwrap();
+            pair.mem.put_u16(DRIVER, place, Endian::Little);
+            pair.mem.put_u16(DRIVER + 2, BY_PLACE, Endian::Little);
+            for _ in 0..3 * times {
+                pair.add(&one()).unwrap();
+                pair.take(&[1], What::Complete).unwrap();
+                pair.publish().unwrap();
+                pair.reap().unwrap();
+            }
+            let passed = times == 2 || place >= 0x8000;
+            assert_eq!(pair.ring.wants_call(), Ok(passed), "{place:#x} in {times}");
+        }
+    }
+}
+
+/// Of another area for the device nothing is known: all of it is written.
+#[test]
+fn another_area_for_the_device() {
+    let mut pair = Pair::new(small_ring(4));
+    let other = DEVICE + 0x100;
+    pair.mem.add(other, 4, Access::ReadWrite);
+    pair.disable_kicks().unwrap();
+    pair.enable_kicks().unwrap();
+    assert_eq!(pair.mem.get_u16(DEVICE + 2, Endian::Little), BY_PLACE);
+    let mut addrs = pair.layout.addrs();
+    addrs.used = UserAddr::new(other);
+    pair.ring.set_addrs(addrs);
+    assert_eq!(pair.ring.addrs(), addrs);
+    pair.disable_kicks().unwrap();
+    assert_eq!(pair.mem.get_u16(other + 2, Endian::Little), DISABLE);
+    pair.enable_kicks().unwrap();
+    assert_eq!(pair.mem.get_u16(other + 2, Endian::Little), BY_PLACE);
+    assert_eq!(pair.mem.violations(), []);
+}
+
 /// What a chain is refused for; then it is still in the ring.
 #[test]
 fn malformed_chains() {
