@@ -327,6 +327,60 @@ fn what_a_look_says() {
     }
 }
 
+/// A head that is no descriptor's ends the look, whatever is there.
+#[test]
+fn a_head_out_of_range() {
+    for (head, told) in [(NUM - 1, 1), (NUM, 0)] {
+        let mut device = Device::new(2048);
+        device.map(0, 4);
+        device.offer(&[(BUFFERS, 1)], head, None);
+        device.ring.find(&device.iotlb).unwrap();
+        device.ahead.begin(2048);
+        let (ahead, iotlb) = (&mut device.ahead, &device.iotlb);
+        device.ring.look_ahead(iotlb, Wanted::default(), ahead);
+        assert_eq!(device.ahead.iter().count(), told);
+    }
+}
+
+/// What comes behind so many bytes is not needed next, also where the bytes are in a table.
+#[test]
+fn the_bytes_of_a_table_count() {
+    for (bytes, needed) in [(100, false), (101, true)] {
+        let mut device = Device::new(2048);
+        device.map(0, 5);
+        device.map(BUFFERS / PAGE, 1);
+        device.offer(&[(BUFFERS, 60), (BUFFERS, 40)], 0, Some(TABLES));
+        device.offer(&[(BUFFERS + PAGE, 1)], 1, None);
+        device.ring.find(&device.iotlb).unwrap();
+        device.ahead.begin(2048);
+        let wanted = Wanted { bytes, chains: 9 };
+        let (ahead, iotlb) = (&mut device.ahead, &device.iotlb);
+        device.ring.look_ahead(iotlb, wanted, ahead);
+        let told: Vec<_> = device.ahead.iter().map(|(_, needed)| needed).collect();
+        assert_eq!(told, [needed]);
+    }
+}
+
+/// In the longest table that there may be it looks at the first ones, in a longer one at nothing.
+#[test]
+fn the_longest_table() {
+    for (count, told) in [(0x1_0000, 1), (0x1_0001, 0)] {
+        let mut device = Device::new(2048);
+        device.map(0, 5);
+        // All of it in the same page, over and over; what its descriptors name is missing.
+        device.offer(&[(BUFFERS, 1)], 0, Some(TABLES));
+        for i in 1..=0x1_0000 / 256 {
+            device.update(TABLES + i * PAGE, PAGE, user(TABLES / PAGE));
+        }
+        device.put(DESC, &desc(TABLES, 16 * count, 4, 0));
+        device.ring.find(&device.iotlb).unwrap();
+        device.ahead.begin(2048);
+        let (ahead, iotlb) = (&mut device.ahead, &device.iotlb);
+        device.ring.look_ahead(iotlb, Wanted::default(), ahead);
+        assert_eq!(device.ahead.iter().count(), told, "{count:#x}");
+    }
+}
+
 /// What an owner does with a message.
 #[derive(Clone, Copy, Debug)]
 enum Answer {

@@ -6,7 +6,7 @@ use proptest::{collection::vec, prelude::*};
 use vhost_net_host_tests::{
     cases::packed::{case, raw, Desc},
     config,
-    mem::{number_of, Event, Mem},
+    mem::{self, number_of, Event, Mem},
     memtable::{Access, Ahead, Iotlb, Iova, Miss, MAX_AHEAD, READ_WRITE},
     packed::{
         Layout, CUT, DESC, DEVICE, DRIVER, F_AVAIL, F_INDIRECT, F_NEXT, F_USED, F_WRITE, GUEST,
@@ -39,6 +39,31 @@ fn regions() -> Vec<Region> {
     all.push((TABLES, half, TABLES_USER));
     all.push((TABLES + half, TABLES_SIZE - half, TABLES_USER + half));
     all
+}
+
+/// The ring itself, which lies where the driver has it.
+fn ring_parts(layout: &Layout) -> [Region; 3] {
+    let desc = (DESC, 16 * u64::from(layout.num), DESC);
+    [desc, (DRIVER, 4, DRIVER), (DEVICE, 4, DEVICE)]
+}
+
+/// A ring behind an IOTLB that knows it and these regions, and has found it.
+fn ring(layout: &Layout, mem: &Mem, known: &[Region], base: u32) -> (Vring<Mem>, Iotlb) {
+    let mut iotlb = Iotlb::new(1024);
+    for &(addr, size, user) in known.iter().chain(&ring_parts(layout)) {
+        let (addr, user) = (Iova::new(addr), UserAddr::new(user));
+        iotlb.update(addr, size, user, READ_WRITE).unwrap();
+    }
+    let mut ring = Vring::new(mem.clone()).unwrap();
+    ring.make_room(layout.features()).unwrap();
+    ring.set_features(layout.features());
+    ring.set_behind_iotlb(true);
+    ring.set_num(layout.num).unwrap();
+    ring.set_addrs(layout.addrs());
+    ring.set_vring_base(base).unwrap();
+    ring.start(Endian::Little, Some(&iotlb)).unwrap();
+    ring.find(&iotlb).unwrap();
+    (ring, iotlb)
 }
 
 /// What is missing, by a look at each region.
@@ -200,23 +225,10 @@ proptest! {
         for which in forgotten {
             known.swap_remove(which.index(known.len()));
         }
-        let mut iotlb = Iotlb::new(1024);
-        let ring_parts = [(DESC, 16 * num, DESC), (DRIVER, 4, DRIVER), (DEVICE, 4, DEVICE)];
-        for &(addr, size, user) in known.iter().chain(&ring_parts) {
-            iotlb.update(Iova::new(addr), size, UserAddr::new(user), READ_WRITE).unwrap();
-        }
-        let mut ring = Vring::new(mem.clone()).unwrap();
-        ring.make_room(layout.features()).unwrap();
-        ring.set_features(layout.features());
-        ring.set_behind_iotlb(true);
-        ring.set_num(layout.num).unwrap();
-        ring.set_addrs(layout.addrs());
         let base = u32::from(layout.place(avail)) | u32::from(layout.place(layout.start)) << 16;
         // What DPDK means by this is another one.
         prop_assume!(base != 0x8000);
-        ring.set_vring_base(base).unwrap();
-        ring.start(Endian::Little, Some(&iotlb)).unwrap();
-        ring.find(&iotlb).unwrap();
+        let (mut ring, iotlb) = ring(&layout, &mem, &known, base);
         mem.events();
 
         let wanted = Wanted { bytes: wanted.0, chains: wanted.1 };
@@ -230,8 +242,7 @@ proptest! {
         prop_assert_eq!(mem.violations(), vec![]);
         prop_assert_eq!(ring.vring_base(), base);
 
-        let mut known = known;
-        known.extend(ring_parts);
+        known.extend(ring_parts(&layout));
         let mut model = Model {
             layout: &layout,
             mem: &mem,
@@ -248,5 +259,40 @@ proptest! {
         if model.steps < 256 {
             prop_assert_eq!(got.len(), model.list.len().min(MAX_AHEAD));
         }
+    }
+}
+
+/// In the longest table that there may be it looks at the first ones, in a longer one at nothing.
+#[test]
+fn the_longest_table() {
+    let layout = Layout {
+        num: 4,
+        event_idx: false,
+        in_order: false,
+        start: 0,
+    };
+    let (addr, size, missing) = (0x100_0000, 0x20_0000, 0x9000_0000);
+    for (count, told) in [(0x1_0000, 1), (0x1_0001, 0)] {
+        let mem = layout.memory();
+        let user = 0x5800_0000_0000;
+        mem.add(user, size, mem::Access::ReadWrite);
+        let (mut ring, iotlb) = ring(&layout, &mem, &[(addr, size, user)], 0x8000_8000);
+        for (at, addr, len, flags) in [
+            (DESC, addr, 16 * count, F_INDIRECT | F_AVAIL),
+            (user, missing, 1, 0),
+        ] {
+            let desc = Desc {
+                addr,
+                len,
+                id: 0,
+                flags,
+            };
+            mem.put(at, &raw(&desc));
+        }
+        let mut ahead = Ahead::new().unwrap();
+        ahead.begin(iotlb.limit());
+        ring.look_ahead(&iotlb, Wanted::default(), &mut ahead);
+        let got: Vec<_> = ahead.iter().map(|(miss, _)| miss.addr.get()).collect();
+        assert_eq!(got, vec![missing; told]);
     }
 }

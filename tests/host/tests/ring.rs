@@ -753,3 +753,45 @@ fn in_a_format() {
         assert_eq!(take.is_last(), i == 2);
     }
 }
+
+/// Chains that nothing counts in come back as empty, each by itself, also in order; those before them as they were.
+#[test]
+fn chains_that_come_back_empty() {
+    for in_order in [false, true] {
+        let mut layout = small(8);
+        layout.in_order = in_order;
+        let mut pair = Pair::new(layout);
+        let mut driver = Driver::new(&pair.layout);
+        for _ in 0..4 {
+            driver.add(&mut pair, &one());
+        }
+        driver.expose(&mut pair);
+        let table = pair.layout.table();
+        let mut want = vec![];
+        for packet in [&[5][..], &[7, 8]] {
+            let mut take = pair.ring.take();
+            for &len in packet {
+                let chain = take.next_chain(table.maps(), &mut pair.out, None).unwrap();
+                take.set_written(len);
+                want.push((chain.unwrap().head, if packet.len() == 1 { len } else { 0 }));
+            }
+            if packet.len() == 1 {
+                take.complete();
+            } else {
+                take.complete_empty();
+            }
+        }
+        assert_eq!(pair.ring.unpublished(), 3);
+        pair.ring.publish().unwrap();
+        let used = pair.layout.used();
+        assert_eq!(pair.mem.get_u16(used + 2, Endian::Little), 3);
+        for (slot, (head, len)) in want.into_iter().enumerate() {
+            let at = used + 4 + 8 * slot as u64;
+            let entry = (
+                pair.mem.get_u16(at, Endian::Little),
+                pair.mem.get_u32(at + 4, Endian::Little),
+            );
+            assert_eq!(entry, (head, len), "{slot}, in order: {in_order}");
+        }
+    }
+}
