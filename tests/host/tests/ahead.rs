@@ -368,7 +368,7 @@ fn the_longest_table() {
         let mut device = Device::new(2048);
         device.map(0, 5);
         // All of it in the same page, over and over; what its descriptors name is missing.
-        device.offer(&[(BUFFERS, 1)], 0, Some(TABLES));
+        device.offer(&[(1 << 32, 1)], 0, Some(TABLES));
         for i in 1..=0x1_0000 / 256 {
             device.update(TABLES + i * PAGE, PAGE, user(TABLES / PAGE));
         }
