@@ -6,7 +6,7 @@
 //! kernel crate in `kernel/`. The tests are in `tests/`, one file a subject.
 //!
 //! Each run of the property tests makes the same cases. `PROPTEST_RNG_SEED=N` makes others, and
-//! `PROPTEST_CASES=N` another number of them.
+//! `PROPTEST_CASES=N` another number of them; `PROPTEST_SHARE=N` one of N.
 //!
 //! A test that can't fail proves nothing. These mistakes in the ring code were each tried, and each made
 //! tests fail: a comparison off by one (every bound of `translate`, `mark`, `read_avail_idx`, `follow`,
@@ -65,7 +65,11 @@ pub fn config(cases: u32) -> Config {
         ..Config::default()
     };
     if std::env::var_os("PROPTEST_CASES").is_none() {
-        config.cases = cases;
+        let share = std::env::var("PROPTEST_SHARE").ok();
+        let share = share.map_or(1, |share| {
+            share.parse().expect("PROPTEST_SHARE is no number")
+        });
+        config.cases = cases.div_ceil(share);
     }
     if std::env::var_os("PROPTEST_RNG_SEED").is_none() {
         config.rng_seed = RngSeed::Fixed(0x7665_7462);

@@ -632,6 +632,7 @@ impl Pair {
         prop_assert_eq!(self.ring.used_idx(), self.layout.place(self.used));
         prop_assert_eq!(self.ring.unpublished(), self.completed);
         prop_assert_eq!(self.ring.is_empty(), self.waiting.is_empty());
+        prop_assert_eq!(self.ring.is_quiet(), self.quiet);
         prop_assert!(!self.ring.log_failed());
         Ok(())
     }

@@ -860,7 +860,9 @@ impl Pair {
         let same = self.mem.get(LOG, LOG_SIZE) == self.model.mem.get(LOG, LOG_SIZE);
         prop_assert!(same, "the logs differ");
         prop_assert_eq!(self.ring.base(), self.model.last_avail);
+        prop_assert_eq!(self.ring.used_idx(), self.model.last_used);
         prop_assert_eq!(self.ring.unpublished(), self.model.done.len());
+        prop_assert_eq!(self.ring.is_quiet(), self.model.quiet);
         Ok(())
     }
 }

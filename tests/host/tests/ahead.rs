@@ -283,6 +283,104 @@ fn a_look_ends() {
     assert_eq!(device.ahead.iter().count(), MAX_AHEAD);
 }
 
+/// A look says whether anything is missing, or could not be looked at; what is beyond gets a small part of the room.
+#[test]
+fn what_a_look_says() {
+    let page = |page: u64| Iova::new(page * PAGE);
+    let mut iotlb = Iotlb::new(1024);
+    // Pages 0 to 599 in maps of their own, but for 300.
+    for i in (0..600).filter(|&i| i != 300) {
+        iotlb.update(page(i), PAGE, UserAddr::new(0), 3).unwrap();
+    }
+    let mut hint = memtable::Hint::default();
+    let mut ahead = Ahead::new().unwrap();
+    let mut look = |ahead: &mut Ahead, first: u64, count: u64| {
+        let (access, len) = (memtable::Access::Read, count * PAGE);
+        ahead.look(iotlb.maps(), page(first), len, access, &mut hint)
+    };
+    ahead.begin(1024);
+    assert!(!look(&mut ahead, 300, 0));
+    assert!(!look(&mut ahead, 0, 300));
+    assert!(!ahead.needs_any());
+    ahead.begin(1024);
+    assert!(look(&mut ahead, 299, 3));
+    assert!(look(&mut ahead, 300, 1));
+    assert_eq!(ahead.iter().count(), 1);
+    // So many maps it looks at, and no more, of which one is missing.
+    ahead.begin(1024);
+    assert!(!look(&mut ahead, 301, 299));
+    assert!(look(&mut ahead, 301, 299));
+    assert!(look(&mut ahead, 0, 1));
+    assert_eq!((ahead.iter().count(), ahead.step()), (0, None));
+    // Where there is no more room, it says so of what it did not see.
+    for (maps, room) in [(1024, 64), (512, 64), (504, 63), (80, 10), (8, 1)] {
+        ahead.begin(maps);
+        ahead.go_beyond();
+        for i in 0..room {
+            assert!(!look(&mut ahead, 0, 1), "{i} of {room}");
+            assert_eq!(ahead.step(), Some(()));
+            assert!(look(&mut ahead, 1000 + i, 1));
+        }
+        assert!(look(&mut ahead, 2000, 1));
+        assert_eq!((ahead.iter().count() as u64, ahead.step()), (room, None));
+        assert!(!ahead.needs_any());
+    }
+}
+
+/// A head that is no descriptor's ends the look, whatever is there.
+#[test]
+fn a_head_out_of_range() {
+    for (head, told) in [(NUM - 1, 1), (NUM, 0)] {
+        let mut device = Device::new(2048);
+        device.map(0, 4);
+        device.offer(&[(BUFFERS, 1)], head, None);
+        device.ring.find(&device.iotlb).unwrap();
+        device.ahead.begin(2048);
+        let (ahead, iotlb) = (&mut device.ahead, &device.iotlb);
+        device.ring.look_ahead(iotlb, Wanted::default(), ahead);
+        assert_eq!(device.ahead.iter().count(), told);
+    }
+}
+
+/// What comes behind so many bytes is not needed next, also where the bytes are in a table.
+#[test]
+fn the_bytes_of_a_table_count() {
+    for (bytes, needed) in [(100, false), (101, true)] {
+        let mut device = Device::new(2048);
+        device.map(0, 5);
+        device.map(BUFFERS / PAGE, 1);
+        device.offer(&[(BUFFERS, 60), (BUFFERS, 40)], 0, Some(TABLES));
+        device.offer(&[(BUFFERS + PAGE, 1)], 1, None);
+        device.ring.find(&device.iotlb).unwrap();
+        device.ahead.begin(2048);
+        let wanted = Wanted { bytes, chains: 9 };
+        let (ahead, iotlb) = (&mut device.ahead, &device.iotlb);
+        device.ring.look_ahead(iotlb, wanted, ahead);
+        let told: Vec<_> = device.ahead.iter().map(|(_, needed)| needed).collect();
+        assert_eq!(told, [needed]);
+    }
+}
+
+/// In the longest table that there may be it looks at the first ones, in a longer one at nothing.
+#[test]
+fn the_longest_table() {
+    for (count, told) in [(0x1_0000, 1), (0x1_0001, 0)] {
+        let mut device = Device::new(2048);
+        device.map(0, 5);
+        // All of it in the same page, over and over; what its descriptors name is missing.
+        device.offer(&[(1 << 32, 1)], 0, Some(TABLES));
+        for i in 1..=0x1_0000 / 256 {
+            device.update(TABLES + i * PAGE, PAGE, user(TABLES / PAGE));
+        }
+        device.put(DESC, &desc(TABLES, 16 * count, 4, 0));
+        device.ring.find(&device.iotlb).unwrap();
+        device.ahead.begin(2048);
+        let (ahead, iotlb) = (&mut device.ahead, &device.iotlb);
+        device.ring.look_ahead(iotlb, Wanted::default(), ahead);
+        assert_eq!(device.ahead.iter().count(), told, "{count:#x}");
+    }
+}
+
 /// What an owner does with a message.
 #[derive(Clone, Copy, Debug)]
 enum Answer {

@@ -5,6 +5,7 @@
 mod ahead;
 mod behind;
 mod deferred;
+mod features;
 mod hostile;
 mod iotlb;
 mod list;
@@ -13,8 +14,10 @@ mod memtable;
 mod messages;
 mod ordering;
 mod packed;
+mod packed_ahead;
 mod packed_hostile;
 mod packed_ordering;
 mod ring;
+mod room;
 mod usermem;
 mod virtio_queue;

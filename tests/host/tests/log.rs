@@ -8,10 +8,10 @@ use vhost_net_host_tests::{
     cases::log::{case, check},
     config,
     log::{Dirty, DirtyList, DirtyLog, PAGE_SIZE},
-    mem::{Access, Mem, USER_END},
+    mem::{Access, Event, Mem, USER_END},
     memtable::{GuestAddr, MemTable, Region, MAX_SEGMENTS},
     model,
-    usermem::{UserAddr, UserMemory},
+    usermem::{Segment, UserAddr, UserMemory},
 };
 
 const AREA: u64 = 0x7000_0000;
@@ -26,6 +26,33 @@ fn c_access_ok(base: u64, addr: u64, len: u64) -> bool {
 
 fn log(base: u64) -> DirtyLog {
     DirtyLog::new(UserAddr::new(base))
+}
+
+/// A log of which the part for pages 512 to 767 is not mapped, and what is wanted of the rest.
+fn half_a_log() -> (Mem, Mem) {
+    let (mem, want) = (Mem::new(), Mem::new());
+    mem.add(AREA, 64, Access::ReadWrite);
+    mem.add(AREA + 64, 32, Access::Unmapped);
+    mem.add(AREA + 96, 32, Access::ReadWrite);
+    want.add(AREA, 128, Access::ReadWrite);
+    (mem, want)
+}
+
+/// Marks a range of that, up to what is not mapped. Returns whether it is all.
+fn mark_what_can_be(want: &Mem, addr: u64, len: u64) -> bool {
+    let pages = addr / PAGE_SIZE..(addr + len).div_ceil(PAGE_SIZE);
+    for page in pages.filter(|_| len > 0) {
+        if (512..768).contains(&page) {
+            return false;
+        }
+        model::mark(want, AREA, page * PAGE_SIZE, 1);
+    }
+    true
+}
+
+/// The parts of it that are mapped.
+fn marked(mem: &Mem) -> [Option<Vec<u8>>; 2] {
+    [mem.get(AREA, 64), mem.get(AREA + 96, 32)]
 }
 
 proptest! {
@@ -92,6 +119,63 @@ proptest! {
         prop_assert_eq!(mem.violations(), vec![]);
     }
 
+    /// Of a packet's buffers as much as was written, and no more. What can be is marked, also behind a range that can't.
+    #[test]
+    fn marks_what_was_written_of_a_packet(
+        ranges in vec((0..900u64, 0..4096u64, prop_oneof![Just(0), 0..0x3000u64]), 0..6),
+        share in 0..5u64,
+    ) {
+        let (mem, want) = half_a_log();
+        let total: u64 = ranges.iter().map(|range| range.2).sum();
+        let written = total * share / 4;
+        let mut list = DirtyList::new().unwrap();
+        let (mut left, mut good) = (written, true);
+        for (page, offset, len) in ranges {
+            let addr = GuestAddr::new(page * PAGE_SIZE + offset);
+            list.push(Dirty { addr, len }).unwrap();
+            good &= mark_what_can_be(&want, addr.get(), len.min(left));
+            left -= len.min(left);
+        }
+        let got = log(AREA).mark_packet(&mem, &list, written as usize);
+        prop_assert_eq!(got, if good { Ok(()) } else { Err(EFAULT) });
+        prop_assert_eq!(marked(&mem), marked(&want));
+        // The data before its bits.
+        prop_assert_eq!(mem.events()[0], Event::WriteBarrier);
+        prop_assert_eq!(mem.violations(), vec![]);
+    }
+
+    /// The same of buffers of which the user addresses are known. Those that nothing was written to may be anywhere.
+    #[test]
+    fn marks_the_guest_memory_of_segments(
+        segments in vec((0..0x9000u64, prop_oneof![Just(0), 1..0x3000u64]), 0..6),
+        share in 0..5u64,
+        page in 0..900u64,
+    ) {
+        let (mem, want) = half_a_log();
+        // Guest memory, and a hole behind it.
+        let (size, guest) = (0x6000, page * PAGE_SIZE);
+        let region = Region { guest: GuestAddr::new(guest), size, user: UserAddr::new(0) };
+        let table = MemTable::new([region].into_iter()).unwrap();
+        let total: u64 = segments.iter().map(|segment| segment.1).sum();
+        let written = total * share / 4;
+        let (mut left, mut good) = (written, true);
+        let mut list = vec![];
+        for (user, len) in segments {
+            list.push(Segment::new(UserAddr::new(user), len).unwrap());
+            let now = len.min(left);
+            left -= now;
+            if now > 0 {
+                good &= user < size;
+                good &= mark_what_can_be(&want, guest + user, now.min(size.saturating_sub(user)));
+            }
+        }
+        let got = log(AREA).mark_segments(&mem, &table, &list, written as usize);
+        prop_assert_eq!(got, if good { Ok(()) } else { Err(EFAULT) });
+        prop_assert_eq!(marked(&mem), marked(&want));
+        prop_assert_eq!(mem.events()[0], Event::WriteBarrier);
+        prop_assert_eq!(mem.violations(), vec![]);
+    }
+
     #[test]
     fn never_panics_and_never_goes_far(
         base in any::<u64>(),
@@ -128,6 +212,28 @@ proptest! {
         let base = (USER_END + 1 + 1 - edge).wrapping_sub(size + at);
         let got = log(base).access_ok(&Mem::new(), GuestAddr::new(addr), len);
         prop_assert_eq!(got, edge >= 2);
+    }
+}
+
+/// What ends where guest memory begins, or begins where it ends, is none.
+#[test]
+fn beside_guest_memory_is_none() {
+    let (mem, user) = (Mem::new(), 0x8000);
+    mem.add(AREA, 64, Access::ReadWrite);
+    let region = Region {
+        guest: GuestAddr::new(0),
+        size: 0x1000,
+        user: UserAddr::new(user),
+    };
+    let table = MemTable::new([region].into_iter()).unwrap();
+    for (at, len, want) in [
+        (user - 1, 1, Err(EFAULT)),
+        (user - 1, 2, Ok(())),
+        (user + 0xfff, 1, Ok(())),
+        (user + 0x1000, 1, Err(EFAULT)),
+    ] {
+        let got = log(AREA).mark_user(&mem, &table, UserAddr::new(at), len);
+        assert_eq!(got, want, "{at:#x}");
     }
 }
 

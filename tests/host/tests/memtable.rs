@@ -358,7 +358,11 @@ fn segments_and_addresses() {
         (list(out.as_slice()), out.total()),
         (vec![(0x10, 2), (0x20, 2)], 4)
     );
+    // One by itself, and no other.
+    assert_eq!(out.only(), None);
     out.clear();
-    assert_eq!((out.len(), out.total()), (0, 0));
+    assert_eq!((out.len(), out.total(), out.only()), (0, 0, None));
+    translate(&table, 2, 2, &mut Hint::default(), &mut out).unwrap();
+    assert_eq!(out.only(), Segment::new(UserAddr::new(0x20), 2));
     assert!((&Mem::new()).access_ok(UserAddr::new(0), USER_END));
 }

@@ -402,6 +402,42 @@ fn descriptors_at_an_odd_place_are_refused_at_the_start() {
     }
 }
 
+/// When the order of use changes, what was taken is forgotten: it stays out there, which a ring that is used in order can't have.
+#[test]
+fn another_order_forgets() {
+    let mut pair = Pair::new(small_ring(4));
+    pair.add(&one()).unwrap();
+    pair.take(&[1], What::Complete).unwrap();
+    pair.ring.set_features(pair.layout.features());
+    assert_eq!(pair.ring.unpublished(), 1);
+    pair.layout.in_order = true;
+    pair.ring.set_features(pair.layout.features());
+    assert_eq!(pair.ring.unpublished(), 0);
+    assert_eq!(pair.ring.vring_base(), 0x8000_8001);
+    let started = pair.ring.start(Endian::Little, None);
+    assert_eq!(started.map_err(|fault| fault.why), Err(Why::Base));
+    pair.ring.set_vring_base(0x8001_8001).unwrap();
+    assert_eq!(pair.ring.start(Endian::Little, None), Ok(()));
+}
+
+/// Also if the other half is inside, and the two are not far apart.
+#[test]
+fn half_a_base_outside_the_ring_is_refused() {
+    let layout = small_ring(5);
+    let mem = layout.memory();
+    for (base, good) in [
+        (0x8004_0000, true),
+        (0x8005_0000, false),
+        (0x8004_8005, false),
+        (0x0004_8000, true),
+        (0x0005_8000, false),
+    ] {
+        let mut ring = layout.ring(&mem, 0x8000);
+        ring.set_vring_base(base).unwrap();
+        assert_eq!(ring.start(Endian::Little, None).is_ok(), good, "{base:#x}");
+    }
+}
+
 #[test]
 fn the_start_writes_the_devices_area_only() {
     let layout = small_ring(4);
@@ -556,6 +592,47 @@ fn put(mem: &Mem, index: u64, addr: u64, len: u32, id: u16, flags: u16) {
     mem.put(DESC + 16 * index + 8, &word.to_le_bytes());
 }
 
+/// Two times around between two questions about a call pass every place, whatever it is.
+#[test]
+fn a_call_after_twice_around() {
+    for place in [0, 1, 2, 0x8000, 0x8001, 0x8002] {
+        for times in [1, 2] {
+            let mut pair = Pair::new(small_ring(3));
+            pair.wants_call().unwrap();
+            pair.mem.put_u16(DRIVER, place, Endian::Little);
+            pair.mem.put_u16(DRIVER + 2, BY_PLACE, Endian::Little);
+            for _ in 0..3 * times {
+                pair.add(&one()).unwrap();
+                pair.take(&[1], What::Complete).unwrap();
+                pair.publish().unwrap();
+                pair.reap().unwrap();
+            }
+            let passed = times == 2 || place >= 0x8000;
+            assert_eq!(pair.ring.wants_call(), Ok(passed), "{place:#x} in {times}");
+        }
+    }
+}
+
+/// Of another area for the device nothing is known: all of it is written.
+#[test]
+fn another_area_for_the_device() {
+    let mut pair = Pair::new(small_ring(4));
+    let other = DEVICE + 0x100;
+    pair.mem.add(other, 4, Access::ReadWrite);
+    pair.disable_kicks().unwrap();
+    pair.enable_kicks().unwrap();
+    assert_eq!(pair.mem.get_u16(DEVICE + 2, Endian::Little), BY_PLACE);
+    let mut addrs = pair.layout.addrs();
+    addrs.used = UserAddr::new(other);
+    pair.ring.set_addrs(addrs);
+    assert_eq!(pair.ring.addrs(), addrs);
+    pair.disable_kicks().unwrap();
+    assert_eq!(pair.mem.get_u16(other + 2, Endian::Little), DISABLE);
+    pair.enable_kicks().unwrap();
+    assert_eq!(pair.mem.get_u16(other + 2, Endian::Little), BY_PLACE);
+    assert_eq!(pair.mem.violations(), []);
+}
+
 /// What a chain is refused for; then it is still in the ring.
 #[test]
 fn malformed_chains() {
@@ -656,6 +733,39 @@ fn available_twice() {
         ring.publish().unwrap();
         assert_eq!((ring.base(), ring.used_idx()), (0, 0));
     }
+}
+
+/// However much is completed before, there is room for what was deferred.
+#[test]
+fn room_for_what_was_deferred() {
+    const DEFERRED: usize = 128;
+    let mut pair = Pair::new(small_ring(2048));
+    for _ in 0..2048 {
+        pair.add(&one()).unwrap();
+    }
+    for _ in 0..DEFERRED {
+        pair.take(&[1], What::Defer).unwrap();
+    }
+    let (table, mut out) = (pair.layout.table(), Segments::new().unwrap());
+    let full = loop {
+        out.clear();
+        let mut take = pair.ring.take();
+        match take.next_chain(table.maps(), &mut out, None) {
+            Ok(Some(_)) => drop(take),
+            other => break other.map_err(|fault| (fault.error, fault.why)),
+        }
+        pair.take(&[1], What::Complete).unwrap();
+    };
+    assert_eq!(full, Err((ENOBUFS, Why::Completed)));
+    let completed = pair.ring.unpublished();
+    assert!(completed > 900, "{completed} were completed");
+    for i in 0..DEFERRED {
+        pair.complete_deferred(i / 2);
+    }
+    pair.publish().unwrap();
+    pair.reap().unwrap();
+    assert_eq!(pair.in_flight(), 2048 - completed - DEFERRED);
+    pair.drain().unwrap();
 }
 
 /// The guest pages of the descriptors that were written are marked, whatever their user addresses; a batch

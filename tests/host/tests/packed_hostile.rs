@@ -2,12 +2,15 @@
 
 //! A packed ring with a driver that keeps no rule.
 
+use kernel::prelude::*;
 use proptest::prelude::*;
 use vhost_net_host_tests::{
     cases::packed::{case, check},
     config,
-    memtable::Segments,
-    packed::{Layout, DESC, F_AVAIL, F_INDIRECT, F_NEXT, GUEST, TABLES},
+    memtable::{GuestAddr, MemTable, Region, Segments},
+    packed::{Layout, DESC, F_AVAIL, F_INDIRECT, F_NEXT, GUEST, TABLES, TABLES_USER},
+    usermem::UserAddr,
+    vring::Why,
 };
 
 proptest! {
@@ -56,6 +59,40 @@ fn long_chains_end() {
         assert_eq!((ring.base(), ring.used_idx()), (0, 0));
         // All of it is available once more, with the counter of the next time around.
         assert!(ring.is_empty());
+    }
+}
+
+/// The longest table, and one that is longer: as many descriptors as it has are read, or none.
+#[test]
+fn the_longest_table() {
+    let layout = Layout {
+        num: 4,
+        event_idx: false,
+        in_order: false,
+        start: 0,
+    };
+    // The same 64 KiB of user memory, over and over: descriptors of no bytes.
+    let (guest, size) = (0x100_0000, 0x1_0000);
+    let regions = (0..17u32).map(|i| Region {
+        guest: GuestAddr::new(guest + size * u64::from(i)),
+        size,
+        user: UserAddr::new(TABLES_USER),
+    });
+    let table = MemTable::new(regions).unwrap();
+    for (count, want) in [
+        (0x1_0000, Ok(0x1_0000)),
+        (0x1_0001, Err((E2BIG, Why::TableLength))),
+    ] {
+        let mem = layout.memory();
+        let mut ring = layout.ring(&mem, 0x8000);
+        mem.put(DESC, &guest.to_le_bytes());
+        let word = 16 * count | u64::from(F_INDIRECT | F_AVAIL) << 48;
+        mem.put(DESC + 8, &word.to_le_bytes());
+        let mut out = Segments::new().unwrap();
+        let mut take = ring.take();
+        let got = take.next_chain(table.maps(), &mut out, None);
+        let got = got.map(|chain| chain.unwrap().descriptors);
+        assert_eq!(got.map_err(|fault| (fault.error, fault.why)), want);
     }
 }
 

@@ -10,7 +10,7 @@ use vhost_net_host_tests::{
     pair::{shake, Driver, Layout, Pair, Shake, Shape, Step, F_INDIRECT, F_NEXT, SPAN},
     ring::Vring,
     usermem::UserAddr,
-    vring::{Endian, RingAddrs, MAX_NUM},
+    vring::{Endian, RingAddrs, Split, MAX_NUM},
 };
 
 #[derive(Clone, Debug)]
@@ -641,4 +641,157 @@ fn a_start_forgets_the_last_call() {
     assert_eq!(pair.ring.wants_call(), Ok(false));
     pair.ring.start(Endian::Little, None).unwrap();
     assert_eq!(pair.ring.wants_call(), Ok(true));
+}
+
+/// What was completed is still there after another start, and after a word about features that change nothing.
+#[test]
+fn a_start_forgets_no_chain() {
+    let mut pair = Pair::new(small(4));
+    let mut driver = Driver::new(&pair.layout);
+    driver.add(&mut pair, &one());
+    driver.expose(&mut pair);
+    let (found, _) = pair.take(&[7], true).unwrap();
+    driver.check_taken(&pair, &found, true).unwrap();
+    let features = pair.layout.features();
+    pair.ring.make_room(features).unwrap();
+    pair.ring.set_features(features);
+    pair.ring.start(Endian::Little, None).unwrap();
+    assert_eq!(pair.ring.unpublished(), 1);
+    pair.publish().unwrap();
+    driver.reap(&mut pair).unwrap();
+    drain(&mut pair, &mut driver).unwrap();
+}
+
+/// Entries that were read ahead are read again when that is asked for, or when the ring is elsewhere.
+#[test]
+fn entries_are_forgotten() {
+    for elsewhere in [false, true] {
+        let mut pair = Pair::new(small(8));
+        let mut driver = Driver::new(&pair.layout);
+        for _ in 0..4 {
+            driver.add(&mut pair, &one());
+        }
+        driver.expose(&mut pair);
+        let (table, avail) = (pair.layout.table(), pair.layout.avail());
+        let next = |pair: &mut Pair| {
+            let mut take = pair.ring.take();
+            let chain = take.next_chain(table.maps(), &mut pair.out, None).unwrap();
+            take.complete();
+            chain.unwrap().head
+        };
+        next(&mut pair);
+        let last = pair.mem.get_u16(avail + 4 + 2 * 3, Endian::Little);
+        pair.mem.put_u16(avail + 4 + 2, last, Endian::Little);
+        if elsewhere {
+            let addrs = pair.ring.addrs();
+            pair.ring.set_addrs(addrs);
+        } else {
+            pair.ring.forget_heads();
+        }
+        assert_eq!(next(&mut pair), last);
+    }
+}
+
+/// Nothing of what was set up is left.
+#[test]
+fn a_reset_ring_is_a_new_one() {
+    let mut layout = small(4);
+    layout.big_endian = true;
+    let mut pair = Pair::new(layout);
+    let mut driver = Driver::new(&pair.layout);
+    pair.set_log(true).unwrap();
+    driver.add(&mut pair, &one());
+    driver.expose(&mut pair);
+    pair.take(&[7], true).unwrap();
+    pair.disable_kicks().unwrap();
+    pair.publish().unwrap();
+    let addrs = pair.ring.addrs();
+    pair.ring.reset();
+    assert_eq!(pair.ring.addrs(), RingAddrs::default());
+    assert_eq!((pair.ring.num(), pair.ring.endian()), (1, Endian::NATIVE));
+    assert_eq!((pair.ring.base(), pair.ring.used_idx()), (0, 0));
+    assert!(!pair.ring.is_quiet() && !pair.ring.logged() && !pair.ring.log_failed());
+    // And it logs nothing.
+    pair.ring.set_addrs(addrs);
+    pair.ring.start(Endian::Little, None).unwrap();
+    assert!(!pair.ring.logged());
+    // It is where it is said to be, in user memory.
+    pair.ring.set_behind_iotlb(true);
+    pair.ring.reset();
+    pair.ring.set_addrs(addrs);
+    assert_eq!(pair.ring.start(Endian::Little, None), Ok(()));
+}
+
+/// The ring for who knows its format is the same ring.
+#[test]
+fn in_a_format() {
+    let mut layout = small(4);
+    layout.big_endian = true;
+    let mut pair = Pair::new(layout);
+    let mut driver = Driver::new(&pair.layout);
+    for _ in 0..4 {
+        driver.add(&mut pair, &one());
+    }
+    driver.expose(&mut pair);
+    let (table, mem) = (pair.layout.table(), pair.mem.clone());
+    let mut ring = pair.ring.in_format::<Split>();
+    assert_eq!(ring.endian(), Endian::Big);
+    for i in 1..=2 {
+        let mut take = ring.take(&mem);
+        assert_eq!((take.num(), take.chains(), take.descriptors()), (4, 0, 0));
+        let chain = take.next_chain(table.maps(), &mut pair.out, None).unwrap();
+        assert_eq!(chain.unwrap().descriptors, 1);
+        assert_eq!((take.chains(), take.descriptors()), (1, 1));
+        take.complete();
+        assert_eq!((ring.unpublished(), ring.any().unpublished()), (i, i));
+    }
+    // Each chain has its own descriptors, of a packet that has more.
+    let mut take = ring.take(&mem);
+    for i in 1..=2 {
+        let chain = take.next_chain(table.maps(), &mut pair.out, None).unwrap();
+        assert_eq!((chain.unwrap().descriptors, take.descriptors()), (1, i));
+        assert_eq!(take.is_last(), i == 2);
+    }
+}
+
+/// Chains that nothing counts in come back as empty, each by itself, also in order; those before them as they were.
+#[test]
+fn chains_that_come_back_empty() {
+    for in_order in [false, true] {
+        let mut layout = small(8);
+        layout.in_order = in_order;
+        let mut pair = Pair::new(layout);
+        let mut driver = Driver::new(&pair.layout);
+        for _ in 0..4 {
+            driver.add(&mut pair, &one());
+        }
+        driver.expose(&mut pair);
+        let table = pair.layout.table();
+        let mut want = vec![];
+        for packet in [&[5][..], &[7, 8]] {
+            let mut take = pair.ring.take();
+            for &len in packet {
+                let chain = take.next_chain(table.maps(), &mut pair.out, None).unwrap();
+                take.set_written(len);
+                want.push((chain.unwrap().head, if packet.len() == 1 { len } else { 0 }));
+            }
+            if packet.len() == 1 {
+                take.complete();
+            } else {
+                take.complete_empty();
+            }
+        }
+        assert_eq!(pair.ring.unpublished(), 3);
+        pair.ring.publish().unwrap();
+        let used = pair.layout.used();
+        assert_eq!(pair.mem.get_u16(used + 2, Endian::Little), 3);
+        for (slot, (head, len)) in want.into_iter().enumerate() {
+            let at = used + 4 + 8 * slot as u64;
+            let entry = (
+                pair.mem.get_u16(at, Endian::Little),
+                pair.mem.get_u32(at + 4, Endian::Little),
+            );
+            assert_eq!(entry, (head, len), "{slot}, in order: {in_order}");
+        }
+    }
 }

@@ -4,9 +4,20 @@
 
 use crate::error::{code::EINVAL, Error};
 use core::{
+    cell::Cell,
     fmt,
     ops::{Deref, DerefMut},
 };
+
+thread_local! {
+    /// How many allocations more succeed.
+    static LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
+}
+
+/// From now on only so many allocations of this thread succeed.
+pub fn allow(count: u64) {
+    LEFT.set(count);
+}
 
 /// Out of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +106,9 @@ impl<T> KVec<T> {
         match capacity.checked_mul(size_of::<T>()) {
             Some(bytes) if bytes <= MAX_BYTES => {}
             _ => return Err(AllocError),
+        }
+        if capacity > self.capacity {
+            LEFT.set(LEFT.get().checked_sub(1).ok_or(AllocError)?);
         }
         self.items
             .try_reserve_exact(additional)

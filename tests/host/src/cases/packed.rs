@@ -162,7 +162,7 @@ pub fn case() -> impl Strategy<Value = Case> {
         })
 }
 
-fn raw(desc: &Desc) -> [u8; 16] {
+pub fn raw(desc: &Desc) -> [u8; 16] {
     let mut raw = [0; 16];
     raw[..8].copy_from_slice(&desc.addr.to_le_bytes());
     raw[8..12].copy_from_slice(&desc.len.to_le_bytes());
