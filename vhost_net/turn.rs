@@ -88,8 +88,12 @@ pub fn turn(device: &Device, mm: CurrentMm<'_>, queue: &mut Queue, cause: Cause)
     };
     let mut stretch = Stretch::begin(&queue.stats);
     let moved = move_packets(queue, maps, &sock, &busy_poll, &mut stretch);
-    // Also after a fault: what was moved before it is done.
-    let finished = finish(queue, mm, &sock, Some(&mut stretch));
+    let finished = match moved {
+        // It has done that when it paused.
+        Ok(Next::Wait | Next::Rest(_)) => Ok(()),
+        // Also after a fault: what was moved before it is done.
+        Ok(Next::Again) | Err(_) => finish(queue, mm, &sock, Some(&mut stretch)),
+    };
     match (moved, finished) {
         (Ok(Next::Wait), Ok(())) => 0,
         (Ok(Next::Again), Ok(())) => {
@@ -216,7 +220,9 @@ fn finish(
     sock: &Socket,
     stretch: Option<&mut Stretch>,
 ) -> Result<(), Fault> {
-    send_batch(&mut queue.state, &queue.stats, sock);
+    if !queue.state.batch.is_empty() {
+        send_batch(&mut queue.state, &queue.stats, sock);
+    }
     if core::mem::take(&mut queue.state.logged) {
         queue.signal_log();
     }

@@ -36,8 +36,9 @@ use kernel::prelude::*;
 /// ring they have the same places in the interface, and other names (virtio 1.3, section 2.8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingAddrs {
-    /// The descriptor table, or the descriptor ring, 16 bytes a descriptor. The latter is a multiple of 16, or the
-    /// driver may see parts of what is written there.
+    /// The descriptor table, or the descriptor ring, 16 bytes a descriptor. The latter is a multiple
+    /// of 16, and should be so in user memory too if an IOTLB maps it, or the driver may see parts
+    /// of what is written there.
     pub desc: UserAddr,
     /// The available ring, or the driver's event suppression; a multiple of two.
     pub avail: UserAddr,

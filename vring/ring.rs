@@ -169,8 +169,8 @@ impl Vring {
         self.memory.addrs()
     }
 
-    /// Moves the ring to `addrs`, which have the alignment that [`RingAddrs`] asks for. Of the descriptors of
-    /// a ring that may become packed, [`Self::start`] asks.
+    /// Moves the ring to `addrs`, which have the alignment that [`RingAddrs`] asks for. Of the
+    /// descriptors of a ring that may become packed, [`Self::start`] asks.
     pub fn set_addrs(&mut self, addrs: RingAddrs) {
         self.memory.set_addrs(addrs);
         self.packed.forget_area();

@@ -7,7 +7,8 @@
 //! vhost-net-bench report RESULTS FILE...                 tables from such lines, and all of it to RESULTS
 //! vhost-net-bench plot RESULTS FOLDER                 charts of RESULTS
 //! vhost-net-bench cases                                  their names
-//! vhost-net-bench one MODE CASE [TIMES]                  a case with the driver that is loaded, for a profiler
+//! vhost-net-bench one MODE CASE [TIMES]                  a case with the driver that is loaded, for a profiler; with more than 64
+//!                                                        regions only if the module allows it
 //! ```
 //!
 //! CASE may be `curves`, those that show how the cost grows; without any they are left out.

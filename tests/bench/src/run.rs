@@ -431,6 +431,10 @@ impl Bench {
         if self.case.receives() {
             self.guest.rx.submit();
         }
+        if self.case.flow == Flow::RoundTrip {
+            // It begins with the request.
+            self.out.kicked = Instant::now();
+        }
         if self.case.sends() {
             self.guest.tx.submit();
         }
@@ -715,9 +719,7 @@ impl Slot {
             n => {
                 // A queue's own half of the region that is next; the first has the rings at its start.
                 let half = (1 << 18) * (2 + index as u64);
-                // All over the table, if there are more regions than slots.
-                let step = (n as usize / case.batch).max(1);
-                guest.mem.regions()[i * step % n as usize].gpa + half + (i as u64 / n) * 2 * PAGE
+                guest.mem.regions()[i % n as usize].gpa + half + (i as u64 / n) * 2 * PAGE
             }
         };
         let seg = |from: usize, len: usize| match index {

@@ -67,6 +67,9 @@ impl Before {
         let at = std::panic::Location::caller();
         settle(g)?;
         let new = info(&g.net)?;
+        for (short, _) in want {
+            number(&new, &format!("{queue}-{short}"))?;
+        }
         for key in new.keys() {
             let Some(short) = key.strip_prefix(&format!("{queue}-")) else {
                 continue;
