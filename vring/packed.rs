@@ -137,8 +137,8 @@ impl Packed {
         self.used.bits()
     }
 
-    /// Goes on at these places: where the next chain is taken, and where the next used descriptor is
-    /// written. What is between stays out there, and the driver does not get it back.
+    /// Goes on at these places: where the next chain is taken, and where the next used descriptor
+    /// is written. What is between stays out there, and the driver does not get it back.
     pub(super) fn set_base(&mut self, avail: u16, used: u16) {
         (self.avail, self.used) = (Place::from_bits(avail), Place::from_bits(used));
         self.taken.forget();
@@ -168,9 +168,9 @@ impl Packed {
 
     /// Tells the driver whether kicks are wanted.
     ///
-    /// Fails with [`EFAULT`] if the device's event area can't be written, and with [`EINVAL`] if the
-    /// descriptors are at no multiple of their size, or the base is no two places in the ring, or
-    /// they are further apart than it is long, or apart at all if it is used in order.
+    /// Fails with [`EFAULT`] if the device's event area can't be written, and with [`EINVAL`] if
+    /// the descriptors are at no multiple of their size, or the base is no two places in the ring,
+    /// or they are further apart than it is long, or apart at all if it is used in order.
     pub(super) fn start<M: UserMemory>(
         &mut self,
         memory: &mut RingMemory,
