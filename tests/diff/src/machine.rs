@@ -768,7 +768,11 @@ impl Run<'_> {
             }
             ("avail-flags", &[q @ 0..=1, n]) => {
                 self.queues[q as usize].asks.0 = n as u16;
-                self.ask(q as usize);
+                if self.drives_packed() {
+                    self.ask_packed(q as usize);
+                } else {
+                    self.put16(ring(q as usize) + AVAIL, n as u16);
+                }
                 "0".into()
             }
             ("used-event", &[q @ 0..=1, n]) => {
@@ -776,8 +780,13 @@ impl Run<'_> {
                 if queue.num > NUM {
                     return SKIPPED.into();
                 }
-                queue.asks.1 = queue.seen.wrapping_add(n as u16);
-                self.ask(q as usize);
+                let (event, at) = (queue.seen.wrapping_add(n as u16), 4 + 2 * queue.num);
+                queue.asks.1 = event;
+                if self.drives_packed() {
+                    self.ask_packed(q as usize);
+                } else {
+                    self.put16(ring(q as usize) + AVAIL + at, event);
+                }
                 "0".into()
             }
             ("guest-endian", &[n]) => {
@@ -1665,7 +1674,7 @@ impl Run<'_> {
             None => vec![],
         };
         let count = used.len().max(1) as u64;
-        if q == 1 && in_order {
+        if q == 1 && in_order && !used.is_empty() {
             // One entry may stand for many chains, or each have its own.
             for c in &used {
                 let _ = write!(self.out, " {}:{len}", c.head);
