@@ -267,8 +267,8 @@ pub fn iotlb(u: &mut Unstructured<'_>) -> Result<iotlb::Case> {
         limit: u.int_in_range(1..=40)?,
         ops: list(u, 60, |u| {
             Ok(match u.int_in_range(0..=9)? {
-                0..=3 => Op::Update(range(u)?, u.arbitrary()?, u.int_in_range(0..=3)?),
-                4 => Op::Again(u.arbitrary()?, u.arbitrary()?, u.int_in_range(0..=3)?),
+                0..=3 => Op::Update(range(u)?, u.arbitrary()?, u.arbitrary()?),
+                4 => Op::Again(u.arbitrary()?, u.arbitrary()?, u.arbitrary()?),
                 5 => Op::Invalidate(range(u)?),
                 _ => {
                     // To fill a list takes long.
