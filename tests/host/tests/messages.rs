@@ -88,6 +88,8 @@ fn what_is_asked_again() {
     misses.invalidate(Iova::new(0x1000), 0x1001);
     assert_eq!(wait(&mut misses, false), [1, 2]);
     assert!(wait(&mut misses, false).is_empty());
+    misses.invalidate(Iova::new(0x1000), 0x1000);
+    assert_eq!(wait(&mut misses, false), [1]);
 }
 
 /// The layout of `struct vhost_msg` and `struct vhost_msg_v2`, and the numbers of their types.
