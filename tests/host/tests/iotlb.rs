@@ -43,6 +43,26 @@ fn the_oldest_goes() {
     }
 }
 
+/// Also a map of which only the first address, or the last, is in what is taken back.
+#[test]
+fn an_end_is_enough_to_be_taken_back() {
+    for (start, size, stays) in [
+        (0x10f, 1, false),
+        (0x10f, 0x20, false),
+        (0x110, 0x20, true),
+        (0xf0, 0x11, false),
+        (0xf0, 0x10, true),
+    ] {
+        let mut iotlb = Iotlb::new(4);
+        (iotlb.update(Iova::new(0x100), 0x10, UserAddr::new(0), 3)).unwrap();
+        iotlb.invalidate(Iova::new(start), size).unwrap();
+        let mut out = Segments::new().unwrap();
+        let (first, mut hint) = (Iova::new(0x100), Hint::default());
+        let got = (iotlb.maps()).translate(first, 1, Access::Read, &mut hint, &mut out);
+        assert_eq!(got.is_ok(), stays, "{size:#x} from {start:#x}");
+    }
+}
+
 /// Nothing that covers all 2^64 addresses can be said, but all except one.
 #[test]
 fn nearly_all_of_the_address_space() {
