@@ -3,6 +3,8 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${VHOST_NET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vhost-net-rs}
+# One build of a module at a time: kbuild writes to the kernel's folder too, which all checkouts share.
+module_lock=$cache/modules.lock
 flavour=${VM_KERNEL:-debian} # the kernel that people have
 debian_root= # of Debian's own kernels, and nothing for ours
 case $flavour in
