@@ -3,7 +3,8 @@
 //! Puts mutants into the files of a folder, all at once: `switch FOLDER <LIST`, where the list is that of `cargo-mutants --list --json`.
 //! Which of them is in, the function `crate::switch::is` says, of its number in the list; where none is, the code does what it did.
 //!
-//! Prints the numbers of those that it put in. It can't where a constant is computed: one program has one value for that.
+//! Prints the numbers of those that it put in. It can't where a constant is computed: one program has one value for that; and it
+//! does not where the mutant's text would be read as another expression than the code's with another operator.
 
 use proc_macro2::{LineColumn, Span};
 use quote::quote;
@@ -34,6 +35,26 @@ struct Switch {
     done: BTreeSet<u32>,
     /// How many functions the code at hand is in.
     depth: u32,
+    /// It is an operand of another operator.
+    operand: bool,
+}
+
+/// How tight an operator binds.
+fn strength(operator: &BinOp) -> u32 {
+    match operator {
+        BinOp::Mul(_) | BinOp::Div(_) | BinOp::Rem(_) => 9,
+        BinOp::Add(_) | BinOp::Sub(_) => 8,
+        BinOp::Shl(_) | BinOp::Shr(_) => 7,
+        BinOp::BitAnd(_) => 6,
+        BinOp::BitXor(_) => 5,
+        BinOp::BitOr(_) => 4,
+        BinOp::And(_) => 2,
+        BinOp::Or(_) => 1,
+        BinOp::Eq(_) | BinOp::Ne(_) => 3,
+        BinOp::Lt(_) | BinOp::Le(_) | BinOp::Gt(_) | BinOp::Ge(_) => 3,
+        // Those that assign.
+        _ => 0,
+    }
 }
 
 impl Switch {
@@ -182,6 +203,15 @@ impl VisitMut for Switch {
             _ => None,
         };
         let start = operator.map(|operator| operator.start());
+        // cargo-mutants changes the text. Beside another operator, one that binds otherwise would have other operands there than here.
+        let alone = match code {
+            Expr::Binary(binary) => {
+                let mut operands = [&*binary.left, &*binary.right].into_iter();
+                !self.operand && !operands.any(|operand| matches!(operand, Expr::Binary(_)))
+            }
+            _ => true,
+        };
+        let outer = std::mem::replace(&mut self.operand, matches!(code, Expr::Binary(_)));
         let fields = match code {
             Expr::Struct(ExprStruct { fields, .. }) => {
                 fields.iter().map(|field| field.span().start()).collect()
@@ -189,6 +219,7 @@ impl VisitMut for Switch {
             _ => vec![],
         };
         visit_mut::visit_expr_mut(self, code);
+        self.operand = outer;
         if self.depth == 0 {
             return;
         }
@@ -198,8 +229,10 @@ impl VisitMut for Switch {
                 let mutants = of(self, "BinaryOperator");
                 self.choose(code, mutants, |mutant| {
                     let mut binary = binary.clone();
-                    binary.op = parse_str::<BinOp>(&mutant.replacement).ok()?;
-                    Some(Expr::Binary(binary))
+                    let new = parse_str::<BinOp>(&mutant.replacement).ok()?;
+                    let same = alone || strength(&new) == strength(&binary.op);
+                    binary.op = new;
+                    same.then_some(Expr::Binary(binary))
                 });
             }
             Expr::Unary(unary) => {
@@ -235,11 +268,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (name, mutants) in files {
         let path = Path::new(&folder).join(name);
         let mut code = syn::parse_file(&fs::read_to_string(&path)?)?;
-        let (done, depth) = (BTreeSet::new(), 0);
         let mut switch = Switch {
             mutants,
-            done,
-            depth,
+            done: BTreeSet::new(),
+            depth: 0,
+            operand: false,
         };
         switch.visit_file_mut(&mut code);
         fs::write(&path, quote!(#code).to_string())?;
