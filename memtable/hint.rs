@@ -4,8 +4,9 @@
 
 #![forbid(unsafe_code)]
 
-/// How many guesses there are. A `u8` names one.
-const GUESSES: usize = 1 << u8::BITS;
+/// How many guesses there are: as many as a device may have regions, if its owner's `max_mem_regions`
+/// is the 509 that hosts set.
+const GUESSES: usize = 512;
 
 /// Guesses at which map an address falls into, by its slot: the one where the last address in the
 /// same page, or in one that shares its guess, was found.
@@ -27,7 +28,7 @@ impl Hint {
     #[inline(always)]
     fn number(addr: u64) -> usize {
         let hash = (addr >> 12).wrapping_mul(0xcd61_3e30_d8f1_6adf);
-        usize::from((hash >> (u64::BITS - u8::BITS)) as u8)
+        (hash >> (u64::BITS - GUESSES.ilog2())) as usize
     }
 
     #[inline(always)]
