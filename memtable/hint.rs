@@ -4,6 +4,8 @@
 
 #![forbid(unsafe_code)]
 
+use kernel::prelude::*;
+
 /// How many guesses there are: as many as a device may have regions, if its owner's `max_mem_regions`
 /// is the 509 that hosts set.
 const GUESSES: usize = 512;
@@ -13,16 +15,15 @@ const GUESSES: usize = 512;
 ///
 /// They belong to the user of the maps, so that queues don't share them. A wrong one costs a
 /// search.
-#[derive(Clone, Debug)]
-pub struct Hint([u16; GUESSES]);
-
-impl Default for Hint {
-    fn default() -> Self {
-        Self([0; GUESSES])
-    }
-}
+#[derive(Debug)]
+pub struct Hint(KVec<u16>);
 
 impl Hint {
+    /// Any guesses. Fails with [`ENOMEM`].
+    pub fn new() -> Result<Self> {
+        Ok(Self(KVec::from_elem(0, GUESSES, GFP_KERNEL_ACCOUNT)?))
+    }
+
     /// The guess for `addr`. The multiplier is one by which nearly all of 64 addresses at the same
     /// distance from each other, any power of two from a page to 1 GiB, have different ones.
     #[inline(always)]
@@ -33,11 +34,13 @@ impl Hint {
 
     #[inline(always)]
     pub(super) fn guess(&self, addr: u64) -> usize {
-        usize::from(self.0[Self::number(addr)])
+        self.0.get(Self::number(addr)).copied().map_or(0, usize::from)
     }
 
     pub(super) fn learn(&mut self, addr: u64, slot: u32) {
         // Of more maps than that, the others are searched for each time.
-        self.0[Self::number(addr)] = slot as u16;
+        if let Some(guess) = self.0.get_mut(Self::number(addr)) {
+            *guess = slot as u16;
+        }
     }
 }

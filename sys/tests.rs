@@ -644,7 +644,7 @@ mod xdp {
                     Iova::new(offset),
                     len,
                     Access::Read,
-                    &mut Hint::default(),
+                    &mut Hint::new().unwrap(),
                     &mut segments,
                 )
                 .map_err(|_| EINVAL)?;

@@ -21,7 +21,7 @@ impl Lookup {
     /// Knows nothing yet. Fails with [`ENOMEM`].
     pub(super) fn new() -> Result<Self> {
         Ok(Self {
-            hint: Hint::default(),
+            hint: Hint::new()?,
             // Nearly always it is one piece.
             table: Segments::with_room(4)?,
         })

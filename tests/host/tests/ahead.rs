@@ -292,7 +292,7 @@ fn what_a_look_says() {
     for i in (0..600).filter(|&i| i != 300) {
         iotlb.update(page(i), PAGE, UserAddr::new(0), 3).unwrap();
     }
-    let mut hint = memtable::Hint::default();
+    let mut hint = memtable::Hint::new().unwrap();
     let mut ahead = Ahead::new().unwrap();
     let mut look = |ahead: &mut Ahead, first: u64, count: u64| {
         let (access, len) = (memtable::Access::Read, count * PAGE);
@@ -567,7 +567,7 @@ proptest! {
             let page = waiting.swap_remove((state >> 33) as usize % waiting.len());
             let mapped = |device: &mut Device| {
                 let mut out = Segments::new().unwrap();
-                let mut hint = memtable::Hint::default();
+                let mut hint = memtable::Hint::new().unwrap();
                 chains[device.taken].0.iter().all(|&(addr, len)| {
                     let maps = device.iotlb.maps();
                     let got = maps.translate(Iova::new(addr), len, memtable::Access::Read, &mut hint, &mut out);

@@ -29,7 +29,7 @@ fn the_oldest_goes() {
         let addr = Iova::new(addr);
         iotlb
             .maps()
-            .translate(addr, 1, Access::Read, &mut Hint::default(), &mut out)
+            .translate(addr, 1, Access::Read, &mut Hint::new().unwrap(), &mut out)
             .is_ok()
     };
     let starts = [0x3000, 0x1000, 0x2000, 0x4000, 0x500];
@@ -57,7 +57,7 @@ fn an_end_is_enough_to_be_taken_back() {
         (iotlb.update(Iova::new(0x100), 0x10, UserAddr::new(0), 3)).unwrap();
         iotlb.invalidate(Iova::new(start), size).unwrap();
         let mut out = Segments::new().unwrap();
-        let (first, mut hint) = (Iova::new(0x100), Hint::default());
+        let (first, mut hint) = (Iova::new(0x100), Hint::new().unwrap());
         let got = (iotlb.maps()).translate(first, 1, Access::Read, &mut hint, &mut out);
         assert_eq!(got.is_ok(), stays, "{size:#x} from {start:#x}");
     }
@@ -75,7 +75,7 @@ fn nearly_all_of_the_address_space() {
     assert_eq!(update(0, u64::MAX), Ok(()));
     let mut out = Segments::new().unwrap();
     let last_two = Iova::new(u64::MAX - 1);
-    let mut hint = Hint::default();
+    let mut hint = Hint::new().unwrap();
     let got = (iotlb.maps()).translate(last_two, 2, Access::Read, &mut hint, &mut out);
     assert_eq!(got, Ok(()));
     assert_eq!(out.len(), 2);

@@ -152,7 +152,7 @@ proptest! {
         let model = understand(&regions).unwrap();
         let table = build(&regions).unwrap();
         // A hint from another, larger table.
-        let mut old = Hint::default();
+        let mut old = Hint::new().unwrap();
         let other: Vec<_> = (0..50).map(|i| (i * 2, 1, i)).collect();
         let mut out = Segments::new().unwrap();
         translate(&build(&other).unwrap(), stale * 2, 1, &mut old, &mut out).unwrap();
@@ -163,7 +163,7 @@ proptest! {
             let first = regions.first().map_or(start, |region| region.0);
             let guest = first.wrapping_add(offset).wrapping_sub(20);
             let want = by_bytes(&model, guest, u64::from(len));
-            for hint in [&mut hint, &mut old.clone(), &mut Hint::default()] {
+            for hint in [&mut hint, &mut old.clone(), &mut Hint::new().unwrap()] {
                 out.clear();
                 let got = translate(&table, guest, len, hint, &mut out);
                 match &want {
@@ -243,7 +243,7 @@ proptest! {
 fn an_empty_table_has_nothing() {
     let table = build(&[]).unwrap();
     let mut out = Segments::new().unwrap();
-    let mut hint = Hint::default();
+    let mut hint = Hint::new().unwrap();
     assert_eq!(translate(&table, 0, 0, &mut hint, &mut out), Ok(()));
     assert_eq!(
         translate(&table, 0, 1, &mut hint, &mut out),
@@ -268,7 +268,7 @@ fn the_limits_of_regions() {
 #[test]
 fn all_of_the_address_space() {
     let table = build(&[(0, 0, 0x100)]).unwrap();
-    let mut hint = Hint::default();
+    let mut hint = Hint::new().unwrap();
     let mut out = Segments::new().unwrap();
     let half = 1u64 << 63;
     type Row = (u64, u32, std::result::Result<Vec<Piece>, Refused>);
@@ -299,7 +299,7 @@ fn a_range_that_wraps_is_no_range() {
     // Regions at both ends of the address space don't make a range that goes around.
     let table = build(&[(0, 16, 0x100), (u64::MAX - 15, 16, 0x200)]).unwrap();
     let mut out = Segments::new().unwrap();
-    let got = translate(&table, u64::MAX, 2, &mut Hint::default(), &mut out);
+    let got = translate(&table, u64::MAX, 2, &mut Hint::new().unwrap(), &mut out);
     assert_eq!(got, Err(unmapped(u64::MAX)));
 }
 
@@ -307,7 +307,7 @@ fn a_range_that_wraps_is_no_range() {
 fn at_most_1024_pieces() {
     let regions: Vec<_> = (0..1500u64).map(|i| (i, 1, i * 3)).collect();
     let table = build(&regions).unwrap();
-    let mut hint = Hint::default();
+    let mut hint = Hint::new().unwrap();
     for before in [0u32, 1, 1000, 1023, 1024] {
         for len in [1023 - before.min(1023), 1024 - before, 1025 - before, 1400] {
             let mut out = Segments::new().unwrap();
@@ -353,7 +353,7 @@ fn segments_and_addresses() {
     assert_eq!(GuestAddr::new(u64::MAX).offset(2).get(), 1);
     let mut out = Segments::new().unwrap();
     let table = build(&[(0, 2, 0x10), (2, 2, 0x20)]).unwrap();
-    translate(&table, 0, 4, &mut Hint::default(), &mut out).unwrap();
+    translate(&table, 0, 4, &mut Hint::new().unwrap(), &mut out).unwrap();
     assert_eq!(
         (list(out.as_slice()), out.total()),
         (vec![(0x10, 2), (0x20, 2)], 4)
@@ -362,7 +362,7 @@ fn segments_and_addresses() {
     assert_eq!(out.only(), None);
     out.clear();
     assert_eq!((out.len(), out.total(), out.only()), (0, 0, None));
-    translate(&table, 2, 2, &mut Hint::default(), &mut out).unwrap();
+    translate(&table, 2, 2, &mut Hint::new().unwrap(), &mut out).unwrap();
     assert_eq!(out.only(), Segment::new(UserAddr::new(0x20), 2));
     assert!((&Mem::new()).access_ok(UserAddr::new(0), USER_END));
 }

@@ -41,7 +41,7 @@ pub fn check(case: &Case) -> Step {
         said: Vec::new(),
         limit,
     };
-    let mut hints = vec![Hint::default()];
+    let mut hints = vec![Hint::new().unwrap()];
     let mut told = (start, 1);
     for op in ops {
         let generation = iotlb.generation();
@@ -72,7 +72,7 @@ pub fn check(case: &Case) -> Step {
                 let (pieces, want) = model.translate(addr, len, access, room);
                 let kept = hints.last().unwrap().clone();
                 let old = ago.map(|ago| hints[ago % hints.len()].clone());
-                for hint in [Hint::default(), kept].into_iter().chain(old) {
+                for hint in [Hint::new().unwrap(), kept].into_iter().chain(old) {
                     let (mut out, mut hint) = (list(room), hint);
                     let before = out.len();
                     let maps = iotlb.maps();
@@ -263,7 +263,7 @@ fn list(room: usize) -> Segments {
     let mut list = Segments::new().unwrap();
     let (zero, len) = (Iova::new(0), (MAX_SEGMENTS - room) as u32);
     FILL.maps()
-        .translate(zero, len, Access::Read, &mut Hint::default(), &mut list)
+        .translate(zero, len, Access::Read, &mut Hint::new().unwrap(), &mut list)
         .unwrap();
     list
 }
