@@ -258,6 +258,7 @@ impl Bench {
         };
         let mut cfg = Config {
             regions,
+            tap: "tap%d",
             ..Config::with(case.features).num(case.ring)
         };
         if case.features & IN_ORDER != 0 {

@@ -49,6 +49,8 @@ pub struct Config {
     pub tunnel: u64,
     /// The worker is a kernel thread, not one of this process.
     pub kernel_thread: bool,
+    /// The tap's name; with %d in it, the kernel chooses a number.
+    pub tap: &'static str,
 }
 
 /// The features of a guest whose test has these, in the format that is tested. Legacy guests have no packed rings: theirs are
@@ -73,6 +75,7 @@ impl Default for Config {
             big_endian: false,
             tunnel: 0,
             kernel_thread: false,
+            tap: "tap0",
         }
     }
 }
@@ -155,7 +158,7 @@ impl Guest {
         let mem = Arc::new(Mem::new(&cfg.regions)?);
         let rx = Ring::new(&mem, cfg.rx_num, &cfg)?;
         let tx = Ring::new(&mem, cfg.tx_num, &cfg)?;
-        let tap = Tap::new("tap%d", cfg.backend_hdr())?;
+        let tap = Tap::new(cfg.tap, cfg.backend_hdr())?;
         let peer = Peer::new(tap.index, cfg.peer_vnet)?;
         let net = Net::new(mem.as_vm_memory()?)?;
         let view = if cfg.apart {
