@@ -34,7 +34,10 @@ impl Hint {
 
     #[inline(always)]
     pub(super) fn guess(&self, addr: u64) -> usize {
-        self.0.get(Self::number(addr)).copied().map_or(0, usize::from)
+        self.0
+            .get(Self::number(addr))
+            .copied()
+            .map_or(0, usize::from)
     }
 
     pub(super) fn learn(&mut self, addr: u64, slot: u32) {

@@ -227,7 +227,8 @@ fn op() -> impl Strategy<Value = Op> {
     let range = || (0..72u64, size()).prop_map(|(offset, size)| Range { offset, size });
     let room = prop_oneof![1 => 0..6usize, 4 => Just(MAX_SEGMENTS)];
     // What the owner says has bits that mean nothing.
-    let perm = || prop_oneof![8 => Just(3u8), 2 => 0..4u8, 1 => (0..4u8).prop_map(|perm| perm | !3)];
+    let perm =
+        || prop_oneof![8 => Just(3u8), 2 => 0..4u8, 1 => (0..4u8).prop_map(|perm| perm | !3)];
     prop_oneof![
         8 => (range(), any::<u64>(), perm()).prop_map(|(r, u, p)| Op::Update(r, u, p)),
         2 => (any::<bool>(), any::<u64>(), perm()).prop_map(|(a, u, p)| Op::Again(a, u, p)),
@@ -263,7 +264,13 @@ fn list(room: usize) -> Segments {
     let mut list = Segments::new().unwrap();
     let (zero, len) = (Iova::new(0), (MAX_SEGMENTS - room) as u32);
     FILL.maps()
-        .translate(zero, len, Access::Read, &mut Hint::new().unwrap(), &mut list)
+        .translate(
+            zero,
+            len,
+            Access::Read,
+            &mut Hint::new().unwrap(),
+            &mut list,
+        )
         .unwrap();
     list
 }
