@@ -6,8 +6,8 @@
 
 use kernel::prelude::*;
 
-/// How many guesses there are: as many as a device may have regions, if its owner's `max_mem_regions`
-/// is the 509 that hosts set.
+/// How many guesses there are: about as many as a device may have regions where the host sets
+/// `max_mem_regions` to 509. Some of these share one.
 const GUESSES: usize = 512;
 
 /// Guesses at which map an address falls into, by its slot: the one where the last address in the

@@ -644,7 +644,7 @@ mod xdp {
                     Iova::new(offset),
                     len,
                     Access::Read,
-                    &mut Hint::new().unwrap(),
+                    &mut Hint::new()?,
                     &mut segments,
                 )
                 .map_err(|_| EINVAL)?;

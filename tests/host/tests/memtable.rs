@@ -152,18 +152,22 @@ proptest! {
         let model = understand(&regions).unwrap();
         let table = build(&regions).unwrap();
         // A hint from another, larger table.
-        let mut old = Hint::new().unwrap();
         let other: Vec<_> = (0..50).map(|i| (i * 2, 1, i)).collect();
+        let other = build(&other).unwrap();
         let mut out = Segments::new().unwrap();
-        translate(&build(&other).unwrap(), stale * 2, 1, &mut old, &mut out).unwrap();
+        let old = || {
+            let (mut hint, mut out) = (Hint::new().unwrap(), Segments::new().unwrap());
+            translate(&other, stale * 2, 1, &mut hint, &mut out).unwrap();
+            hint
+        };
 
-        let mut hint = old.clone();
+        let mut hint = old();
         for (start, offset, len) in ranges {
             // Most of the ranges in the window of the regions.
             let first = regions.first().map_or(start, |region| region.0);
             let guest = first.wrapping_add(offset).wrapping_sub(20);
             let want = by_bytes(&model, guest, u64::from(len));
-            for hint in [&mut hint, &mut old.clone(), &mut Hint::new().unwrap()] {
+            for hint in [&mut hint, &mut old(), &mut Hint::new().unwrap()] {
                 out.clear();
                 let got = translate(&table, guest, len, hint, &mut out);
                 match &want {

@@ -716,7 +716,7 @@ fn calls_by_place() {
 
 #[test]
 fn batches_and_logs() {
-    BATCHES.map(holds);
+    BATCHES.into_iter().for_each(holds);
     holds(Model::UsedLog);
 }
 

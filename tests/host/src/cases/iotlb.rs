@@ -70,20 +70,21 @@ pub fn check(case: &Case) -> Step {
                 let len = range.size.min(u64::from(u32::MAX)) as u32;
                 let access = if write { Access::Write } else { Access::Read };
                 let (pieces, want) = model.translate(addr, len, access, room);
-                let kept = hints.last().unwrap().clone();
-                let old = ago.map(|ago| hints[ago % hints.len()].clone());
-                for hint in [Hint::new().unwrap(), kept].into_iter().chain(old) {
-                    let (mut out, mut hint) = (list(room), hint);
+                // A new one, the one before, and any two, which may not have been used for long.
+                let last = hints.len() - 1;
+                let [first, second] = ago.map(|ago| ago % hints.len());
+                hints.push(Hint::new().unwrap());
+                for hint in [last + 1, last, first, second] {
+                    let (mut out, hint) = (list(room), &mut hints[hint]);
                     let before = out.len();
                     let maps = iotlb.maps();
-                    let got = maps.translate(Iova::new(addr), len, access, &mut hint, &mut out);
+                    let got = maps.translate(Iova::new(addr), len, access, hint, &mut out);
                     let got_pieces: Vec<_> = out.as_slice()[before..]
                         .iter()
                         .map(|segment| (segment.addr().get(), segment.len() as u64))
                         .collect();
                     prop_assert_eq!(got, want);
                     prop_assert_eq!(got_pieces, pieces.clone());
-                    hints.push(hint);
                 }
                 false
             }

@@ -35,8 +35,8 @@ struct Switch {
     done: BTreeSet<u32>,
     /// How many functions the code at hand is in.
     depth: u32,
-    /// It is an operand of another operator.
-    operand: bool,
+    /// The operator that it is an operand of: how tight that binds, and whether it is the right one.
+    outer: Option<(u32, bool)>,
 }
 
 /// How tight an operator binds.
@@ -57,7 +57,47 @@ fn strength(operator: &BinOp) -> u32 {
     }
 }
 
+/// Whether another operator in the text has the same operands. cargo-mutants changes that: a - b % c with / in the place of - is
+/// (a / b) % c. `inner` is how tight those of the operands bind that are no single thing, `outer` is [`Switch::outer`].
+fn has_same_operands(
+    old: &BinOp,
+    new: &BinOp,
+    inner: [Option<u32>; 2],
+    outer: Option<(u32, bool)>,
+) -> bool {
+    const COMPARISON: u32 = 3;
+    let new = strength(new);
+    // Of two that bind alike the first one has its operands first; comparisons can't stand side by side.
+    let binds_first = |first: u32, then: u32| first > then || first == then && first != COMPARISON;
+    let [left, right] = inner;
+    new == strength(old)
+        || left.is_none_or(|left| binds_first(left, new))
+            && right.is_none_or(|right| right > new)
+            && outer.is_none_or(|(outer, is_right)| match is_right {
+                true => new > outer,
+                false => binds_first(new, outer),
+            })
+}
+
 impl Switch {
+    /// Goes through what the code at hand is made of. Returns how tight its operands bind, if it has two and they are operators.
+    fn operands(&mut self, code: &mut Expr) -> [Option<u32>; 2] {
+        let Expr::Binary(binary) = code else {
+            visit_mut::visit_expr_mut(self, code);
+            return [None; 2];
+        };
+        let own = strength(&binary.op);
+        [(&mut binary.left, false), (&mut binary.right, true)].map(|(operand, is_right)| {
+            let inner = match &**operand {
+                Expr::Binary(binary) => Some(strength(&binary.op)),
+                _ => None,
+            };
+            self.outer = Some((own, is_right));
+            self.visit_expr_mut(operand);
+            inner
+        })
+    }
+
     /// The mutants of a kind that replace what begins here.
     fn at(&self, kind: &str, start: LineColumn) -> Vec<Mutant> {
         let place = (kind.to_owned(), start.line, start.column + 1);
@@ -203,23 +243,14 @@ impl VisitMut for Switch {
             _ => None,
         };
         let start = operator.map(|operator| operator.start());
-        // cargo-mutants changes the text. Beside another operator, one that binds otherwise would have other operands there than here.
-        let alone = match code {
-            Expr::Binary(binary) => {
-                let mut operands = [&*binary.left, &*binary.right].into_iter();
-                !self.operand && !operands.any(|operand| matches!(operand, Expr::Binary(_)))
-            }
-            _ => true,
-        };
-        let outer = std::mem::replace(&mut self.operand, matches!(code, Expr::Binary(_)));
+        let outer = self.outer.take();
         let fields = match code {
             Expr::Struct(ExprStruct { fields, .. }) => {
                 fields.iter().map(|field| field.span().start()).collect()
             }
             _ => vec![],
         };
-        visit_mut::visit_expr_mut(self, code);
-        self.operand = outer;
+        let inner = self.operands(code);
         if self.depth == 0 {
             return;
         }
@@ -230,8 +261,8 @@ impl VisitMut for Switch {
                 self.choose(code, mutants, |mutant| {
                     let mut binary = binary.clone();
                     let new = parse_str::<BinOp>(&mutant.replacement).ok()?;
-                    let same = alone || strength(&new) == strength(&binary.op);
-                    binary.op = new;
+                    let old = std::mem::replace(&mut binary.op, new);
+                    let same = has_same_operands(&old, &binary.op, inner, outer);
                     same.then_some(Expr::Binary(binary))
                 });
             }
@@ -272,7 +303,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             mutants,
             done: BTreeSet::new(),
             depth: 0,
-            operand: false,
+            outer: None,
         };
         switch.visit_file_mut(&mut code);
         fs::write(&path, quote!(#code).to_string())?;
