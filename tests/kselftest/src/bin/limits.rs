@@ -1217,6 +1217,9 @@ fn handed_over_late() -> Res {
                 .send_with_fd(&[order::TAKE][..], device.as_raw_fd())?;
             (&vmms[1].sock).write_all(&bases)?;
             vmms[1].answer(order::TAKE)?;
+            // What waited for the next owner's own worker is no work of the first one's.
+            let rests = || !states(vmms[1].child.pid).contains(" R ");
+            check!(until(rests), "the second worker does not come to rest");
             // It is still on its way.
             check!(worker.exists(), "the first worker is gone already");
             Ok((kicks(&device)?, device))
