@@ -135,6 +135,17 @@ impl Layout {
         ring.start(Endian::Little, None).unwrap();
         ring
     }
+
+    /// A ring behind an IOTLB that is not started yet.
+    pub fn ring_behind(&self, mem: &Mem) -> Vring<Mem> {
+        let mut ring = Vring::new(mem.clone()).unwrap();
+        ring.make_room(self.features()).unwrap();
+        ring.set_features(self.features());
+        ring.set_behind_iotlb(true);
+        ring.set_num(self.num).unwrap();
+        ring.set_addrs(self.addrs());
+        ring
+    }
 }
 
 /// What a driver's chain is like.

@@ -810,22 +810,12 @@ fn used_descriptors_are_logged() {
     assert!(pair.ring.log_failed());
 }
 
-fn behind(layout: &Layout, mem: &Mem) -> Vring<Mem> {
-    let mut ring = Vring::new(mem.clone()).unwrap();
-    ring.make_room(layout.features()).unwrap();
-    ring.set_features(layout.features());
-    ring.set_behind_iotlb(true);
-    ring.set_num(layout.num).unwrap();
-    ring.set_addrs(layout.addrs());
-    ring
-}
-
 /// Descriptors are to be read and written: so is what is asked for, and no less will do.
 #[test]
 fn descriptors_behind_an_iotlb() {
     let layout = small_ring(300);
     let mem = layout.memory();
-    let mut ring = behind(&layout, &mem);
+    let mut ring = layout.ring_behind(&mem);
     let mut iotlb = Iotlb::new(1024);
     let same = |iotlb: &mut Iotlb, at, size, perm| {
         iotlb

@@ -54,12 +54,7 @@ fn ring(layout: &Layout, mem: &Mem, known: &[Region], base: u32) -> (Vring<Mem>,
         let (addr, user) = (Iova::new(addr), UserAddr::new(user));
         iotlb.update(addr, size, user, READ_WRITE).unwrap();
     }
-    let mut ring = Vring::new(mem.clone()).unwrap();
-    ring.make_room(layout.features()).unwrap();
-    ring.set_features(layout.features());
-    ring.set_behind_iotlb(true);
-    ring.set_num(layout.num).unwrap();
-    ring.set_addrs(layout.addrs());
+    let mut ring = layout.ring_behind(mem);
     ring.set_vring_base(base).unwrap();
     ring.start(Endian::Little, Some(&iotlb)).unwrap();
     ring.find(&iotlb).unwrap();
