@@ -89,10 +89,10 @@ pub fn turn(device: &Device, mm: CurrentMm<'_>, queue: &mut Queue, cause: Cause)
     let mut stretch = Stretch::begin(&queue.stats);
     let moved = move_packets(queue, maps, &sock, &busy_poll, &mut stretch);
     let finished = match moved {
-        // It has done that when it paused.
-        Ok(Next::Wait | Next::Rest(_)) => Ok(()),
+        // It has done that when it paused; but packets that went without a copy may be done since.
+        Ok(Next::Wait | Next::Rest(_)) if queue.state.zerocopy().is_none() => Ok(()),
         // Also after a fault: what was moved before it is done.
-        Ok(Next::Again) | Err(_) => finish(queue, mm, &sock, Some(&mut stretch)),
+        _ => finish(queue, mm, &sock, Some(&mut stretch)),
     };
     match (moved, finished) {
         (Ok(Next::Wait), Ok(())) => 0,
