@@ -82,7 +82,8 @@ else
 
 # Not given, it is Debian's own, the kernel that people have.
 KERNEL := $(or $(VM_KERNEL),debian)
-BUILD := $(KERNEL)
+# What is for another machine than this (VM_ARCH=arm64) is kept apart.
+BUILD := $(if $(filter-out amd64,$(VM_ARCH)),$(VM_ARCH)/)$(KERNEL)
 
 # KDIR is the build folder of the kernel to build for. Those that `make kernel` made come with their toolchain; for another
 # kernel say it yourself, as in KDIR=... TOOLCHAIN='LLVM=1'.
@@ -99,7 +100,7 @@ endif
 KUNIT := $(if $(VM_KUNIT),CONFIG_VHOST_NET_RUST_KUNIT_TEST=y)
 OUT := $(CURDIR)/build/$(BUILD)$(if $(VM_KUNIT),-kunit)
 # The one that a user without wishes builds is put where he finds it.
-USUAL := $(filter debian kdir,$(notdir $(OUT)))
+USUAL := $(filter $(addprefix $(CURDIR)/build/,debian kdir),$(OUT))
 
 .PHONY: modules
 modules:

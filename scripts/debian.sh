@@ -4,20 +4,31 @@
 #
 # Nothing of the kernel is built but Rust's metadata. That takes longest, so the rest is installed meanwhile.
 
-# What makes the metadata and the module; what the VM runs.
-debian_tools=(
-    bc bindgen bison cpio debian-archive-keyring flex "$debian_gcc" kmod libc6-dev libdw-dev libelf-dev libssl-dev make openssl pahole perl
-    python3 rsync rust-src rustc rustfmt xz-utils "linux-headers-$debian_package" linux-base "linux-source-$debian_series"
-)
-# And the kernel's own two packages, for linux-image wants an initramfs.
-debian_runtime=(
-    busybox-static ethtool iperf3 iproute2 iputils-ping linux-perf procps qemu-system-x86 udev
-)
+# For another machine than this there are two roots: one with compilers, which run here, and one of that machine, for the VM. Its
+# programs are run here too, by QEMU, while packages are installed there.
 
+# What makes the metadata and the module; what the VM runs.
+read -ra debian_tools <<<"bc bindgen bison cpio debian-archive-keyring flex $debian_gcc kmod libc6-dev libdw-dev libelf-dev libssl-dev make
+    openssl pahole perl python3 rsync rust-src rustc rustfmt xz-utils linux-base linux-source-$debian_series"
+debian_headers=linux-headers-$debian_package
+debian_base=("${debian_tools[@]}" "$debian_headers") # what the VM's root is made of
+# And the kernel's own two packages, for linux-image wants an initramfs.
+debian_runtime=(busybox-static ethtool iperf3 iproute2 iputils-ping procps udev)
+debian_bus= # of the VM's devices, a module
+case $arch in
+amd64) debian_runtime+=(linux-perf qemu-system-x86) ;;
+*)
+    debian_runtime+=(qemu-system-arm)
+    debian_bus=virtio_mmio
+    debian_headers+=:$arch
+    debian_base=(ca-certificates debian-archive-keyring kmod python3)
+    ;;
+esac
 debian_identity() {
     {
         cat "$debian_root/.vhost-net-packages"
-        echo "${debian_tools[*]} ${debian_runtime[*]}"
+        [ "$debian_root" = "$debian_tools_root" ] || cat "$debian_tools_root/.vhost-net-packages"
+        echo "${debian_tools[*]} $debian_headers ${debian_runtime[*]}"
     } 2>&1 | sha256sum | cut -d ' ' -f 1
 }
 
@@ -34,30 +45,43 @@ debian_report() {
     echo "Debian's kernel $(cat "$kdir.release") is ready in $kdir$age" >&2
 }
 
+debian_upgrade() {
+    in_debian "$@" apt-get update && in_debian "$@" apt-get -y --with-new-pkgs upgrade
+}
+
 step_update() {
-    in_debian apt-get update && in_debian apt-get -y --with-new-pkgs upgrade || {
+    debian_upgrade && { [ "$debian_root" = "$debian_tools_root" ] || debian_upgrade --vm; } || {
         echo "Could not bring the root of Debian $debian_suite up to date: is the network there?" >&4
         return 1
     }
     touch "$debian_root/.vhost-net-packages"
 }
 
+# make_debian ARCHITECTURE FOLDER PACKAGE...
+make_debian() {
+    local folder=$2
+    [ ! -e "$folder/.vhost-net-packages" ] || return 0
+    "$root/scripts/make-root" "$debian_suite" "$1" "$folder" "$root/scripts/debian-preferences" "${@:3}" || {
+        echo "Could not make a root of Debian $debian_suite: is the network there?" >&4
+        return 1
+    }
+    echo "${*:3}" >"$folder/.vhost-net-packages"
+}
+
 step_root() {
-    [ ! -e "$debian_root/.vhost-net-packages" ] || return 0
     [ "$(id -u)" -eq 0 ] || {
         echo "Debian's kernels need root, for chroot; VM_KERNEL=base does not" >&4
         return 1
     }
-    "$root/scripts/make-root" "$debian_suite" "$debian_root" "$root/scripts/debian-preferences" "${debian_tools[@]}" || {
-        echo "Could not make a root of Debian $debian_suite: is the network there?" >&4
-        return 1
-    }
-    echo "${debian_tools[*]}" >"$debian_root/.vhost-net-packages"
+    make_debian "$arch" "$debian_root" "${debian_base[@]}"
+    if [ "$debian_root" != "$debian_tools_root" ]; then
+        make_debian amd64 "$debian_tools_root" "${debian_tools[@]}"
+    fi
 }
 
 # The newest kernel of this flavour that is installed in the root.
 debian_release() {
-    dpkg-query --root="$debian_root" -W -f '${Depends}\n' "linux-headers-$debian_package" |
+    dpkg-query --root="$debian_tools_root" -W -f '${Depends}\n' "$debian_headers" |
         grep -o 'linux-headers-[^ ,]*' | sed 's/^linux-headers-//' | head -n 1
 }
 
@@ -65,21 +89,31 @@ in_debian() {
     "$root/scripts/in-debian" "$@"
 }
 
+# debian_install [--vm] PACKAGE...
 debian_install() {
-    cp -L /etc/resolv.conf /etc/hosts "$debian_root/etc/"
+    local vm=() into=$debian_tools_root
+    [ "$1" != --vm ] || { vm=(--vm) into=$debian_root && shift; }
+    cp -L /etc/resolv.conf /etc/hosts "$into/etc/"
     # The package lists are those of the day when the root was made.
-    in_debian apt-get -y install "$@" || { in_debian apt-get update && in_debian apt-get -y install "$@"; }
+    in_debian "${vm[@]}" apt-get -y install "$@" ||
+        { in_debian "${vm[@]}" apt-get update && in_debian "${vm[@]}" apt-get -y install "$@"; }
 }
 
 step_metadata() {
     local pid status=0
+    if [ "$debian_root" != "$debian_tools_root" ]; then
+        cp "$root/scripts/debian-preferences" "$debian_tools_root/etc/apt/preferences.d/kernel"
+        in_debian sh -c 'dpkg --print-foreign-architectures | grep -qx "$0" || { dpkg --add-architecture "$0" && apt-get update; }' "$arch"
+    fi
     # Another flavour's root may lack this one's headers.
-    in_debian sh -c 'dpkg-query -W "$@" >/dev/null 2>&1' - "${debian_tools[@]}" || debian_install "${debian_tools[@]}"
+    in_debian sh -c '! dpkg-query -W -f "\${db:Status-Status}\n" "$@" 2>&1 | grep -qvx installed' - "${debian_tools[@]}" "$debian_headers" ||
+        debian_install "${debian_tools[@]}" "$debian_headers"
+    mkdir -p "${kdir%/*}"
     debian_release >"$kdir.release"
     in_debian dkms/prepare-kernel "$(debian_release)" "$kdir" 2>"$kdir.reason" &
     pid=$!
     # Not before the other is over, whatever becomes of this.
-    debian_install "${debian_runtime[@]}" "linux-binary-$(debian_release)" "linux-modules-$(debian_release)" || status=$?
+    debian_install --vm "${debian_runtime[@]}" "linux-binary-$(debian_release)" "linux-modules-$(debian_release)" || status=$?
     wait $pid || {
         tail -n 1 "$kdir.reason" >&4
         cat "$kdir.reason"
@@ -114,13 +148,21 @@ step_initramfs() {
     make_9p
     work=$(mktemp -d)
     install "$root/tests/vm/root-init" "$work/init"
-    "$root/tests/vm/make-initramfs" "$work" "$kdir/.vhost-net-initramfs" 9p 9pnet_virtio virtio_console
+    "$root/tests/vm/make-initramfs" "$work" "$kdir/.vhost-net-initramfs" 9p 9pnet_virtio virtio_console $debian_bus
     rm -rf "$work"
+}
+
+# lock_root DESCRIPTOR FOLDER
+lock_root() {
+    flock -n "$1" || {
+        echo "A VM or a build is using $2; waiting for its end." >&2
+        flock "$1"
+    }
 }
 
 debian_main() {
     step_count=$((5 + (${UPDATE:-0} == 1)))
-    step_logs=$cache/logs/$flavour
+    step_logs=$cache/logs/$flavour-$arch
     if [ "${1:-}" = --print ]; then
         [ -e "$stamp" ] || fail "the kernel $flavour is not set up yet; 'make kernel VM_KERNEL=$flavour' does that"
         echo "$kdir"
@@ -139,12 +181,13 @@ debian_main() {
     }
     # By another one, meanwhile.
     ! debian_is_ready || return 0
-    # VMs run from it, and in-debian. That is its own here.
-    exec 6>>"$debian_root.lock"
-    flock -n 6 || {
-        echo "A VM or a build is using $debian_root; waiting for its end." >&2
-        flock 6
-    }
+    # VMs run from it, and in-debian. Those are its own here.
+    exec 5>>"$debian_tools_root.lock"
+    lock_root 5 "$debian_tools_root"
+    if [ "$debian_root" != "$debian_tools_root" ]; then
+        exec 6>>"$debian_root.lock"
+        lock_root 6 "$debian_root"
+    fi
     export debian_root_locked=1
     echo "Setting up Debian's own kernel in $cache; a first run takes about 6 minutes." >&2
     step 'install Debian packages' step_packages

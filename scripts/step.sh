@@ -17,7 +17,7 @@ step() {
     (
         set -e
         "$@"
-    ) >"$log" 2>&1 4>"$log.reason" 6>&- 9>&- </dev/null
+    ) >"$log" 2>&1 4>"$log.reason" 5>&- 6>&- 9>&- </dev/null
     status=$?
     set -e
     if [ $status -eq 0 ]; then

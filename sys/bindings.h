@@ -24,6 +24,7 @@
 #include <linux/ptr_ring.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 #include <linux/sched/vhost_task.h>
 #include <linux/skb_array.h>
 #include <linux/skbuff.h>

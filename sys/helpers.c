@@ -184,6 +184,13 @@ __vhost_helper bool rust_helper_need_resched(void)
 	return need_resched();
 }
 
+/* linux/sched/signal.h */
+
+__vhost_helper bool rust_helper_fatal_signal_pending(void)
+{
+	return fatal_signal_pending(current);
+}
+
 /* linux/skb_array.h, linux/skbuff.h */
 
 __vhost_helper int rust_helper___skb_array_len_with_tag(struct sk_buff *skb)

@@ -35,6 +35,13 @@ pub fn sleep_unless(msecs: u32, awake: impl FnOnce() -> bool) {
     unsafe { bindings::set_current_running() };
 }
 
+/// Whether the current task has been told to end, by a signal that it can't ignore.
+#[inline]
+pub fn is_killed() -> bool {
+    // SAFETY: Looks at the current task, which is there.
+    unsafe { bindings::fatal_signal_pending() }
+}
+
 /// Whether another task waits for the CPU.
 #[inline]
 pub fn need_resched() -> bool {

@@ -2,12 +2,15 @@
 
 //! User memory of the current task.
 //!
-//! C headers: [`include/linux/uaccess.h`](srctree/include/linux/uaccess.h),
-//! [`arch/x86/include/asm/futex.h`](srctree/arch/x86/include/asm/futex.h)
+//! C headers: [`include/linux/uaccess.h`](srctree/include/linux/uaccess.h), and `asm/futex.h` of the
+//! architecture
 
 use super::{
     bindings,
-    sched::cond_resched, //
+    sched::{
+        cond_resched,
+        is_killed, //
+    },
 };
 use crate::usermem::{
     UserAddr,
@@ -197,8 +200,9 @@ impl UserMemory for CurrentMm<'_> {
             let err = unsafe { bindings::futex_atomic_or(mask, addr.get() as *mut u32) };
             match to_result(err) {
                 Ok(()) => return Ok(()),
-                // Others write to the word so often that it gave up.
-                Err(EAGAIN) => cond_resched(),
+                // Others write to the word so often that it gave up, as arm64 does. A process that
+                // is to end does not wait for them.
+                Err(EAGAIN) if !is_killed() => cond_resched(),
                 Err(_) => return Err(EFAULT),
             }
         }

@@ -26,7 +26,7 @@ need_kernel() {
 
 # need_in_debian PACKAGE...: has them in the root of Debian's kernel. For what only one step wants, and what is large.
 need_in_debian() {
-    scripts/in-debian dpkg-query -W "$@" >/dev/null 2>&1 || flock "$debian_root.lock" env debian_root_locked=1 scripts/in-debian sh -c \
+    scripts/in-debian --vm sh -c '! dpkg-query -W -f "\${db:Status-Status}\n" "$@" 2>&1 | grep -qvx installed' - "$@" || flock "$debian_root.lock" env debian_root_locked=1 scripts/in-debian --vm sh -c \
         'apt-get -y install "$@" || { apt-get update && apt-get -y install "$@"; }' - "$@"
 }
 
@@ -55,8 +55,8 @@ check() {
 kselftest() {
     scripts/cargo tests/kselftest build --release
 
-    local ktap=build/check/kselftest-$flavour.ktap status=0 planned good
-    mkdir -p build/check
+    local ktap=$build/check/kselftest-$flavour.ktap status=0 planned good
+    mkdir -p "$build/check"
     tests/vm/run "a=0 b=0; tests/vm/module-checks || a=\$?; $1 || b=\$?; exit \$((a + b))" >"$ktap" || status=$?
     cat "$ktap"
     # A skipped test is not a passed one, and neither is one that was planned and did not report.

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import platform
 import re
 import socket
 import subprocess
@@ -32,6 +33,14 @@ class EmulatorFlaw(Exception):
     a word has met a triple fault (QEMU then ends, without an error); one that panics may have been given wrong data.
     """
 
+
+# For each kind of machine, which guests are of too: the console, QEMU's options, those of the device, and the kernel's parameters.
+# The emulated SVM of x86 now and then fails an MMIO exit, whatever the vhost driver. So MMIO exits are kept rare there: the queues are
+# kicked through a port, and the interrupt controller is an x2apic.
+MACHINES = {
+    "x86_64": ("ttyS0", ["-machine", "q35", "-cpu", "qemu64,+x2apic"], ",modern-pio-notify=on", "no_timer_check"),
+    "aarch64": ("ttyAMA0", ["-machine", "virt,gic-version=3", "-cpu", "host"], "", ""),
+}
 
 ATTEMPTS = 5
 # Seconds that QEMU gets for an answer, on a busy machine.
@@ -84,9 +93,9 @@ class Guest:
         for name in ("rmem_max", "rmem_default"):
             pathlib.Path(f"/proc/sys/net/core/{name}").write_text("4194304")
         self.tap, self.log, self.qemu_log = tap, f"/tmp/{tap}.log", f"/tmp/{tap}.qemu.log"
-        # The emulated SVM now and then fails an MMIO exit, whatever the vhost driver. So MMIO exits are kept rare: the
-        # queues are kicked through a port, and the interrupt controller is an x2apic.
-        iommu_options, append = [], "console=ttyS0 panic=-1 no_timer_check"
+        console, machine, pci, append = MACHINES[platform.machine()]
+        append = f"console={console} panic=-1 {append}"
+        iommu_options = []
         if iommu:
             # Then the device's addresses are the IOMMU's, and vhost has an IOTLB. Before the device that it serves.
             iommu_options = ["-device", "intel-iommu,device-iotlb=on,intremap=off"]
@@ -100,12 +109,12 @@ class Guest:
             netdev += f",queues={queues}"
             device += f",mq=on,vectors={2 * queues + 2}"
         command = [
-            "qemu-system-x86_64", "-accel", "kvm", "-machine", "q35", "-cpu", "qemu64,+x2apic", "-m", "384M",
+            f"qemu-system-{platform.machine()}", "-accel", "kvm", *machine, "-m", "384M",
             "-name", "guest=demo", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-            "-kernel", f"{files}/bzImage", "-initrd", f"{files}/initramfs",
+            "-kernel", f"{files}/kernel", "-initrd", f"{files}/initramfs",
             "-append", append, *iommu_options, "-serial", f"file:{self.log}",
             "-netdev", netdev,
-            "-device", f"virtio-net-pci,netdev=net,mac=52:54:00:12:34:56,modern-pio-notify=on{device}",
+            "-device", f"virtio-net-pci,netdev=net,mac=52:54:00:12:34:56{pci}{device}",
             *options,
         ]  # fmt: skip
         with open(self.log, "w"), open(self.qemu_log, "w") as log:

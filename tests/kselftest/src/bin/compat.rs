@@ -5,7 +5,6 @@
 //! It is a program of some bytes that makes the system calls that it is told, so that all the tests are here. It shares
 //! the guest's memory and inherits the files.
 
-use std::arch::global_asm;
 use std::fs::File;
 use std::io::Read;
 use std::io::Write;
@@ -24,8 +23,9 @@ use kselftest::mem::BASE;
 use kselftest::sys::*;
 use kselftest::*;
 
-// Reads the number and the arguments of a system call from file 0, makes it, and writes its result to file 1.
-global_asm!(
+// The program reads the number and the arguments of a system call from file 0, makes it, and writes its result to file 1.
+#[cfg(target_arch = "x86_64")]
+std::arch::global_asm!(
     r#"
     .pushsection .rodata
     .code32
@@ -62,12 +62,61 @@ program32_end:
 "#
 );
 
-extern "C" {
-    static program32: u8;
-    static program32_end: u8;
+#[cfg(target_arch = "x86_64")]
+fn program() -> Vec<u8> {
+    extern "C" {
+        static program32: u8;
+        static program32_end: u8;
+    }
+    // SAFETY: both are in the same section, in this order.
+    unsafe {
+        let start = &raw const program32;
+        let len = (&raw const program32_end).offset_from(start) as usize;
+        std::slice::from_raw_parts(start, len).to_vec()
+    }
 }
 
-/// System calls, by their 32-bit numbers.
+/// The processor that it is for (`e_machine`), and the flags: EABI 5 of Arm, none of the 386.
+#[cfg(target_arch = "x86_64")]
+const MACHINE: (u16, u32) = (3, 0);
+#[cfg(target_arch = "aarch64")]
+const MACHINE: (u16, u32) = (40, 5 << 24);
+
+/// The same in A32, which an assembler for A64 does not know.
+#[cfg(target_arch = "aarch64")]
+fn program() -> Vec<u8> {
+    const CODE: [u32; 26] = [
+        0xe24d_d020, // sub sp, sp, #32
+        0xe3a0_7003, // 1: mov r7, #3
+        0xe3a0_0000, // mov r0, #0
+        0xe1a0_100d, // mov r1, sp
+        0xe3a0_201c, // mov r2, #28
+        0xef00_0000, // svc #0
+        0xe350_001c, // cmp r0, #28
+        0x1a00_000e, // bne 2f
+        0xe59d_7000, // ldr r7, [sp]
+        0xe59d_0004, // ldr r0, [sp, #4]
+        0xe59d_1008, // ldr r1, [sp, #8]
+        0xe59d_200c, // ldr r2, [sp, #12]
+        0xe59d_3010, // ldr r3, [sp, #16]
+        0xe59d_4014, // ldr r4, [sp, #20]
+        0xe59d_5018, // ldr r5, [sp, #24]
+        0xef00_0000, // svc #0
+        0xe58d_0000, // str r0, [sp]
+        0xe3a0_7004, // mov r7, #4
+        0xe3a0_0001, // mov r0, #1
+        0xe1a0_100d, // mov r1, sp
+        0xe3a0_2004, // mov r2, #4
+        0xef00_0000, // svc #0
+        0xeaff_ffe9, // b 1b
+        0xe3a0_7001, // 2: mov r7, #1
+        0xe3a0_0000, // mov r0, #0
+        0xef00_0000, // svc #0
+    ];
+    CODE.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// System calls, by their 32-bit numbers, which both have.
 const OPEN: u32 = 5;
 const IOCTL: u32 = 54;
 const MMAP2: u32 = 192;
@@ -80,21 +129,16 @@ const SIZE: u64 = 16 << 20;
 /// The program as an ELF file.
 fn elf() -> Vec<u8> {
     const AT: u32 = 0x0804_8000;
-    // SAFETY: both are in the same section, in this order.
-    let code = unsafe {
-        let start = &raw const program32;
-        let len = (&raw const program32_end).offset_from(start) as usize;
-        std::slice::from_raw_parts(start, len)
-    };
+    let code = program();
     let len = 84 + code.len() as u32;
     let half = |v: u16| v.to_le_bytes();
     let word = |v: u32| v.to_le_bytes();
     let mut file = b"\x7fELF\x01\x01\x01".to_vec();
     file.resize(16, 0);
-    // An executable for the 386, version 1.
-    file.extend([half(2), half(3)].concat());
-    // Version, entry, program headers, no section headers, no flags.
-    file.extend([word(1), word(AT + 84), word(52), word(0), word(0)].concat());
+    // An executable for that processor.
+    file.extend([half(2), half(MACHINE.0)].concat());
+    // Version, entry, program headers, no section headers, flags.
+    file.extend([word(1), word(AT + 84), word(52), word(0), word(MACHINE.1)].concat());
     // Sizes and numbers of the headers.
     file.extend([half(52), half(32), half(1), half(0), half(0), half(0)].concat());
     // One segment: all of the file, to be read and executed.
