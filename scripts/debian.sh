@@ -14,12 +14,10 @@ debian_headers=linux-headers-$debian_package
 debian_base=("${debian_tools[@]}" "$debian_headers") # what the VM's root is made of
 # And the kernel's own two packages, for linux-image wants an initramfs.
 debian_runtime=(busybox-static ethtool iperf3 iproute2 iputils-ping procps udev)
-debian_bus= # of the VM's devices, a module
 case $arch in
 amd64) debian_runtime+=(linux-perf qemu-system-x86) ;;
 *)
     debian_runtime+=(qemu-system-arm)
-    debian_bus=virtio_mmio
     debian_headers+=:$arch
     debian_base=(ca-certificates debian-archive-keyring kmod python3)
     ;;
@@ -148,7 +146,7 @@ step_initramfs() {
     make_9p
     work=$(mktemp -d)
     install "$root/tests/vm/root-init" "$work/init"
-    "$root/tests/vm/make-initramfs" "$work" "$kdir/.vhost-net-initramfs" 9p 9pnet_virtio virtio_console $debian_bus
+    "$root/tests/vm/make-initramfs" "$work" "$kdir/.vhost-net-initramfs" "${vm_modules[@]}"
     rm -rf "$work"
 }
 
