@@ -4,28 +4,31 @@
 #
 # Nothing of the kernel is built but Rust's metadata. That takes longest, so the rest is installed meanwhile.
 
-# For another machine than this there are two roots: one with compilers, which run here, and one of that machine, for the VM. Its
-# programs are run here too, by QEMU, while packages are installed there.
+# For another machine than this (VM_ARCH) the compilers are in a root of this one, where they run, and the VM's root has packages of that
+# machine, unpacked and not set up, since no program of theirs runs here.
 
 # What makes the metadata and the module; what the VM runs.
 read -ra debian_tools <<<"bc bindgen bison cpio debian-archive-keyring flex $debian_gcc kmod libc6-dev libdw-dev libelf-dev libssl-dev make
     openssl pahole perl python3 rsync rust-src rustc rustfmt xz-utils linux-base linux-source-$debian_series"
 debian_headers=linux-headers-$debian_package
-debian_base=("${debian_tools[@]}" "$debian_headers") # what the VM's root is made of
 # And the kernel's own two packages, for linux-image wants an initramfs.
 debian_runtime=(busybox-static ethtool iperf3 iproute2 iputils-ping procps udev)
+debian_foreign=
 case $arch in
-amd64) debian_runtime+=(linux-perf qemu-system-x86) ;;
+amd64)
+    debian_tools+=("$debian_headers")
+    debian_runtime+=(linux-perf qemu-system-x86)
+    ;;
 *)
-    debian_runtime+=(qemu-system-arm)
+    debian_foreign=1
     debian_headers+=:$arch
-    debian_base=(ca-certificates debian-archive-keyring kmod python3)
+    debian_runtime+=(ca-certificates kmod mawk python3 qemu-system-arm)
     ;;
 esac
+
 debian_identity() {
     {
         cat "$debian_root/.vhost-net-packages"
-        [ "$debian_root" = "$debian_tools_root" ] || cat "$debian_tools_root/.vhost-net-packages"
         echo "${debian_tools[*]} $debian_headers ${debian_runtime[*]}"
     } 2>&1 | sha256sum | cut -d ' ' -f 1
 }
@@ -43,38 +46,38 @@ debian_report() {
     echo "Debian's kernel $(cat "$kdir.release") is ready in $kdir$age" >&2
 }
 
-debian_upgrade() {
-    in_debian "$@" apt-get update && in_debian "$@" apt-get -y --with-new-pkgs upgrade
-}
-
 step_update() {
-    debian_upgrade && { [ "$debian_root" = "$debian_tools_root" ] || debian_upgrade --vm; } || {
+    in_debian apt-get update && in_debian apt-get -y --with-new-pkgs upgrade || {
         echo "Could not bring the root of Debian $debian_suite up to date: is the network there?" >&4
         return 1
     }
-    touch "$debian_root/.vhost-net-packages"
-}
-
-# make_debian ARCHITECTURE FOLDER PACKAGE...
-make_debian() {
-    local folder=$2
-    [ ! -e "$folder/.vhost-net-packages" ] || return 0
-    "$root/scripts/make-root" "$debian_suite" "$1" "$folder" "$root/scripts/debian-preferences" "${@:3}" || {
-        echo "Could not make a root of Debian $debian_suite: is the network there?" >&4
-        return 1
-    }
-    echo "${*:3}" >"$folder/.vhost-net-packages"
+    if [ -n "$debian_foreign" ]; then
+        rm -f "$debian_root/.vhost-net-packages"
+    else
+        touch "$debian_root/.vhost-net-packages"
+    fi
 }
 
 step_root() {
+    [ ! -e "$debian_tools_root/.vhost-net-packages" ] || return 0
     [ "$(id -u)" -eq 0 ] || {
         echo "Debian's kernels need root, for chroot; VM_KERNEL=base does not" >&4
         return 1
     }
-    make_debian "$arch" "$debian_root" "${debian_base[@]}"
-    if [ "$debian_root" != "$debian_tools_root" ]; then
-        make_debian amd64 "$debian_tools_root" "${debian_tools[@]}"
-    fi
+    "$root/scripts/make-root" "$debian_suite" amd64 "$debian_tools_root" "$root/scripts/debian-preferences" "${debian_tools[@]}" || {
+        echo "Could not make a root of Debian $debian_suite: is the network there?" >&4
+        return 1
+    }
+    echo "${debian_tools[*]}" >"$debian_tools_root/.vhost-net-packages"
+}
+
+# The root of another machine, with all that is in it, or nothing if it is there.
+make_foreign_root() {
+    local packages=("${debian_runtime[@]}" "linux-binary-$(debian_release)" "linux-modules-$(debian_release)")
+    [ "$(cat "$debian_root/.vhost-net-packages" 2>/dev/null)" != "${packages[*]}" ] || return 0
+    "$root/scripts/make-root" --unpacked "$debian_suite" "$arch" "$debian_root" "$root/scripts/debian-preferences" "${packages[@]}" &&
+        depmod -b "$debian_root" "$(debian_release)" &&
+        echo "${packages[*]}" >"$debian_root/.vhost-net-packages"
 }
 
 # The newest kernel of this flavour that is installed in the root.
@@ -87,19 +90,15 @@ in_debian() {
     "$root/scripts/in-debian" "$@"
 }
 
-# debian_install [--vm] PACKAGE...
 debian_install() {
-    local vm=() into=$debian_tools_root
-    [ "$1" != --vm ] || { vm=(--vm) into=$debian_root && shift; }
-    cp -L /etc/resolv.conf /etc/hosts "$into/etc/"
+    cp -L /etc/resolv.conf /etc/hosts "$debian_tools_root/etc/"
     # The package lists are those of the day when the root was made.
-    in_debian "${vm[@]}" apt-get -y install "$@" ||
-        { in_debian "${vm[@]}" apt-get update && in_debian "${vm[@]}" apt-get -y install "$@"; }
+    in_debian apt-get -y install "$@" || { in_debian apt-get update && in_debian apt-get -y install "$@"; }
 }
 
 step_metadata() {
     local pid status=0
-    if [ "$debian_root" != "$debian_tools_root" ]; then
+    if [ -n "$debian_foreign" ]; then
         cp "$root/scripts/debian-preferences" "$debian_tools_root/etc/apt/preferences.d/kernel"
         in_debian sh -c 'dpkg --print-foreign-architectures | grep -qx "$0" || { dpkg --add-architecture "$0" && apt-get update; }' "$arch"
     fi
@@ -111,7 +110,11 @@ step_metadata() {
     in_debian dkms/prepare-kernel "$(debian_release)" "$kdir" 2>"$kdir.reason" &
     pid=$!
     # Not before the other is over, whatever becomes of this.
-    debian_install --vm "${debian_runtime[@]}" "linux-binary-$(debian_release)" "linux-modules-$(debian_release)" || status=$?
+    if [ -n "$debian_foreign" ]; then
+        make_foreign_root || status=$?
+    else
+        debian_install "${debian_runtime[@]}" "linux-binary-$(debian_release)" "linux-modules-$(debian_release)" || status=$?
+    fi
     wait $pid || {
         tail -n 1 "$kdir.reason" >&4
         cat "$kdir.reason"
@@ -180,11 +183,11 @@ debian_main() {
     # By another one, meanwhile.
     ! debian_is_ready || return 0
     # VMs run from it, and in-debian. Those are its own here.
-    exec 5>>"$debian_tools_root.lock"
-    lock_root 5 "$debian_tools_root"
-    if [ "$debian_root" != "$debian_tools_root" ]; then
-        exec 6>>"$debian_root.lock"
-        lock_root 6 "$debian_root"
+    exec 6>>"$debian_tools_root.lock"
+    lock_root 6 "$debian_tools_root"
+    if [ -n "$debian_foreign" ]; then
+        exec 5>>"$debian_root.lock"
+        lock_root 5 "$debian_root"
     fi
     export debian_root_locked=1
     echo "Setting up Debian's own kernel in $cache; a first run takes about 6 minutes." >&2

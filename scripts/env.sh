@@ -28,7 +28,7 @@ amd64-debian-7.2)
     debian_package=amd64
     ;;
 arm64-debian | arm64-debian-16k)
-    debian_suite=trixie debian_series=7.3 debian_gcc='gcc-14 gcc-14-aarch64-linux-gnu libc6-dev-arm64-cross' debian_root=$cache/debian/13-arm64
+    debian_suite=trixie debian_series=7.3 debian_gcc='gcc-14 gcc-14-aarch64-linux-gnu libc6-dev-arm64-cross' debian_root=$cache/debian/arm64${flavour#debian}
     debian_package=arm64${flavour#debian}
     debian_tools_root=$cache/debian/13
     build=build/arm64

@@ -26,7 +26,7 @@ need_kernel() {
 
 # need_in_debian PACKAGE...: has them in the root of Debian's kernel. For what only one step wants, and what is large.
 need_in_debian() {
-    scripts/in-debian --vm sh -c '! dpkg-query -W -f "\${db:Status-Status}\n" "$@" 2>&1 | grep -qvx installed' - "$@" || flock "$debian_root.lock" env debian_root_locked=1 scripts/in-debian --vm sh -c \
+    scripts/in-debian sh -c '! dpkg-query -W -f "\${db:Status-Status}\n" "$@" 2>&1 | grep -qvx installed' - "$@" || flock "$debian_root.lock" env debian_root_locked=1 scripts/in-debian sh -c \
         'apt-get -y install "$@" || { apt-get update && apt-get -y install "$@"; }' - "$@"
 }
 
