@@ -520,7 +520,8 @@ fn read_to_nowhere() -> Res {
         let at = wall.wrapping_sub(room);
         let got = read_raw(&g.net, at, 72);
         // Whole words may be written, or none of one: that is the architecture's.
-        let right = got == want || cfg!(target_arch = "aarch64") && (want - 15..want).contains(&got);
+        let right =
+            got == want || cfg!(target_arch = "aarch64") && (want - 15..want).contains(&got);
         check!(right, "memory for {room} bytes: got {got}, want {want}");
         if sys::on_c() {
             g.tx.kick();
@@ -1756,7 +1757,12 @@ fn ring_addresses() -> Res {
             quiet(&g)?;
         }
         let (desc, avail, used) = (g.tx.desc, g.tx.avail, g.tx.used);
-        for at in [1 << 63, u64::MAX - 3, sys::user_end()?, 0xffff_8880_0000_0000] {
+        for at in [
+            1 << 63,
+            u64::MAX - 3,
+            sys::user_end()?,
+            0xffff_8880_0000_0000,
+        ] {
             check_eq!(set_addr(&g, TX, at, at, at), 0, "rings at {at:#x}");
             check_eq!(
                 set_addr(&g, TX, at + 3, at, at),
