@@ -13,7 +13,7 @@ read -ra debian_tools <<<"bc bindgen bison cpio debian-archive-keyring flex $deb
 debian_headers=linux-headers-$debian_package
 # And the kernel's own two packages, for linux-image wants an initramfs.
 debian_runtime=(busybox-static ethtool iperf3 iproute2 iputils-ping procps udev)
-debian_foreign=
+debian_foreign='' # whether it is another machine's
 case $arch in
 amd64)
     debian_tools+=("$debian_headers")

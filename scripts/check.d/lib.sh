@@ -51,6 +51,22 @@ check() {
     fi
 }
 
+# The module's build for the kernel, all of it anew, or what was built before would be silent.
+builds_silently() {
+    mkdir -p "$build"
+    check "$VM_KERNEL: no warning" build_silently
+}
+build_silently() {
+    local output
+    rm -rf "$module_out"
+    output=$(flock "$module_lock" make modules 2>&1) || {
+        echo "$output"
+        return 1
+    }
+    # Debian has no vmlinux for anybody's BTF.
+    ! grep -iE 'warning|falls through' <<<"$output" | grep -v 'Skipping BTF generation'
+}
+
 # kselftest COMMAND: module-checks and a command that prints KTAP, in one VM; counts their tests.
 kselftest() {
     scripts/cargo tests/kselftest build --release

@@ -39,7 +39,7 @@ class EmulatorFlaw(Exception):
 # kicked through a port, and the interrupt controller is an x2apic.
 MACHINES = {
     "x86_64": ("ttyS0", ["-machine", "q35", "-cpu", "qemu64,+x2apic"], ",modern-pio-notify=on", "no_timer_check"),
-    "aarch64": ("ttyAMA0", ["-machine", "virt,gic-version=3", "-cpu", "host"], "", ""),
+    "aarch64": ("ttyAMA0", ["-machine", "virt,gic-version=3", "-cpu", "host"], ",romfile=", ""),
 }
 
 ATTEMPTS = 5

@@ -38,9 +38,6 @@ pub const INVALIDATE: u8 = 3;
 pub const V1: u32 = 1;
 pub const V2: u32 = 2;
 
-/// The end of user space, of which the last page is nobody's.
-pub const USER_END: u64 = 0x7fff_ffff_f000;
-
 /// `struct vhost_msg`, and `struct vhost_msg_v2`, which has `asid` where the other has nothing.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -260,13 +260,31 @@ pub fn on_debug_kernel() -> bool {
     std::env::var("VM_KERNEL").as_deref() == Ok("debug")
 }
 
-/// Was the kernel built with this option, or has it as a module?
-pub fn configured(option: &str) -> Res<bool> {
+/// What an option was set to as the kernel was built.
+fn option(name: &str) -> Res<Option<String>> {
     let path = std::env::var("VM_CONFIG").map_err(|_| Fail("VM_CONFIG is not set".into()))?;
     let text = std::fs::read_to_string(path)?;
-    Ok([format!("{option}=y"), format!("{option}=m")]
-        .iter()
-        .any(|line| text.lines().any(|l| l == line)))
+    let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix('=')?.to_string());
+    Ok(text.lines().find_map(value))
+}
+
+/// Was the kernel built with this option, or has it as a module?
+pub fn configured(name: &str) -> Res<bool> {
+    Ok(matches!(option(name)?.as_deref(), Some("y" | "m")))
+}
+
+/// Where what the kernel takes for an address of user space ends (`TASK_SIZE_MAX`).
+pub fn user_end() -> Res<u64> {
+    if cfg!(target_arch = "x86_64") {
+        // Without the last page, which is nobody's.
+        return Ok((1 << 47) - 4096);
+    }
+    // As many bits as the kernel can, whatever the processor has.
+    let bits = option("CONFIG_ARM64_VA_BITS")?.and_then(|bits| bits.parse::<u32>().ok());
+    match bits {
+        Some(bits) => Ok(1 << bits),
+        None => crate::bail!("no CONFIG_ARM64_VA_BITS"),
+    }
 }
 
 /// The names of this process's threads.

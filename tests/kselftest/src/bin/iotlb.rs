@@ -353,26 +353,26 @@ fn messages_of(f: &impl AsRawFd, version: fn(Msg) -> Msg) -> Res {
     let update = |iova, size, uaddr, perm| put(version(Msg::update(iova, size, uaddr, perm)));
     check_eq!(update(0, 0, PAGE, RW), -EINVAL, "an update of nothing");
     check_eq!(update(0, 0, u64::MAX, 0), -EINVAL, "an update of nothing");
-    let last = u64::MAX - PAGE + 1;
+    let (last, end) = (u64::MAX - PAGE + 1, sys::user_end()?);
     for (iova, size, want) in [
         (last, PAGE, 72),
         (last, PAGE + 1, -EFAULT),
         (u64::MAX, 1, 72),
         (u64::MAX, 2, -EFAULT),
-        (1, USER_END, 72),
-        (u64::MAX - USER_END + 1, USER_END, 72),
-        (u64::MAX - USER_END + 2, USER_END, -EFAULT),
+        (1, end, 72),
+        (u64::MAX - end + 1, end, 72),
+        (u64::MAX - end + 2, end, -EFAULT),
     ] {
         check_eq!(update(iova, size, 0, RW), want, "{size:#x} at {iova:#x}");
     }
     for perm in [RO, WO, RW, 0xff] {
         for (uaddr, size, want) in [
             (0, 1, 72),
-            (0, USER_END, 72),
-            (0, USER_END + 1, -EFAULT),
-            (1, USER_END, -EFAULT),
-            (USER_END - 1, 1, 72),
-            (USER_END - 1, 2, -EFAULT),
+            (0, end, 72),
+            (0, end + 1, -EFAULT),
+            (1, end, -EFAULT),
+            (end - 1, 1, 72),
+            (end - 1, 2, -EFAULT),
             (0xffff_8880_0000_0000, PAGE, -EFAULT),
             (u64::MAX, 1, -EFAULT),
             (u64::MAX, 2, -EFAULT),
@@ -518,7 +518,11 @@ fn read_to_nowhere() -> Res {
     let (s, p) = missing(&mut g)?;
     for (room, want) in [(0, 0), (30, 30), (71, 71)] {
         let at = wall.wrapping_sub(room);
-        check_eq!(read_raw(&g.net, at, 72), want, "memory for {room} bytes");
+        let got = read_raw(&g.net, at, 72);
+        // Whole words may be written, or none of one: that is the architecture's.
+        let right =
+            got == want || cfg!(target_arch = "aarch64") && (want - 15..want).contains(&got);
+        check!(right, "memory for {room} bytes: got {got}, want {want}");
         if sys::on_c() {
             g.tx.kick();
             settle(&g)?;
@@ -1112,7 +1116,7 @@ fn answers() -> Res {
     invalidate(&g.net, s.gpa, 1)?;
     stuck(&mut g, TX)?;
     // A mapping that is refused is none.
-    for (uaddr, size) in [(USER_END, 1), (0, s.gpa.wrapping_neg() + 1)] {
+    for (uaddr, size) in [(sys::user_end()?, 1), (0, s.gpa.wrapping_neg() + 1)] {
         let msg = Msg::update(s.gpa, size, uaddr, RO);
         check_eq!(
             write(&g.net, &msg),
@@ -1566,8 +1570,9 @@ fn top_of_space() -> Res {
 /// All of user space in one mapping, at any place of the 64-bit space.
 fn all_of_user_space() -> Res {
     let mut g = Guest::stopped(config(0))?;
-    for start in [0, 1 << 63, FAR, u64::MAX - USER_END + 1] {
-        update(&g.net, start, USER_END, 0, RW)?;
+    let end = sys::user_end()?;
+    for start in [0, 1 << 63, FAR, u64::MAX - end + 1] {
+        update(&g.net, start, end, 0, RW)?;
         for index in [RX, TX] {
             let [desc, avail, used] = parts(&g, index).map(|p| start + hva(&g, p.0));
             check_eq!(set_addr(&g, index, desc, avail, used), 0);
@@ -1752,7 +1757,12 @@ fn ring_addresses() -> Res {
             quiet(&g)?;
         }
         let (desc, avail, used) = (g.tx.desc, g.tx.avail, g.tx.used);
-        for at in [1 << 63, u64::MAX - 3, USER_END, 0xffff_8880_0000_0000] {
+        for at in [
+            1 << 63,
+            u64::MAX - 3,
+            sys::user_end()?,
+            0xffff_8880_0000_0000,
+        ] {
             check_eq!(set_addr(&g, TX, at, at, at), 0, "rings at {at:#x}");
             check_eq!(
                 set_addr(&g, TX, at + 3, at, at),
