@@ -42,6 +42,8 @@ __vhost_helper void rust_helper_xfer_to_guest_mode_handle_work(void)
 #ifdef CONFIG_VIRT_XFER_TO_GUEST_WORK
 	if (__xfer_to_guest_mode_work_pending())
 		xfer_to_guest_mode_handle_work();
+#else
+	cond_resched();
 #endif
 }
 
@@ -196,11 +198,6 @@ __vhost_helper bool rust_helper_fatal_signal_pending(void)
 __vhost_helper int rust_helper___skb_array_len_with_tag(struct sk_buff *skb)
 {
 	return __skb_array_len_with_tag(skb);
-}
-
-__vhost_helper size_t rust_helper_net_rx_pad(void)
-{
-	return NET_IP_ALIGN + NET_SKB_PAD;
 }
 
 /* As skb_array_peek_len(), of another kind of queue. */
@@ -366,6 +363,7 @@ __vhost_helper void *rust_helper_xdp_hard_start(const struct xdp_buff *xdp)
 __vhost_helper void rust_helper_xdp_fill_buff(struct xdp_buff *xdp, unsigned char *hard_start,
 					      u32 frame_sz, int headroom, int data_len)
 {
+	BUILD_BUG_ON(VHOST_SKB_PAD != NET_SKB_PAD);
 	xdp_init_buff(xdp, frame_sz, NULL);
 	xdp_prepare_buff(xdp, hard_start, headroom, data_len, true);
 }
