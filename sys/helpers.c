@@ -99,9 +99,18 @@ __vhost_helper void rust_helper_tun_ptr_free(void *ptr)
 	tun_ptr_free(ptr);
 }
 
-__vhost_helper void rust_helper_tun_wake_queue(struct file *file, int consumed)
+/* Who waits for room in the ring is woken before it is unlocked, or could miss that. */
+__vhost_helper int rust_helper_tun_consume_batched(struct file *file, struct ptr_ring *r,
+						   void **array, int n)
 {
-	tun_wake_queue(file, consumed);
+	int count;
+
+	spin_lock(&r->consumer_lock);
+	count = __ptr_ring_consume_batched(r, array, n);
+	if (count > 0)
+		tun_wake_queue(file, count);
+	spin_unlock(&r->consumer_lock);
+	return count;
 }
 
 /* linux/kcov.h */
@@ -147,16 +156,6 @@ __vhost_helper __poll_t rust_helper_vfs_poll(struct file *file, struct poll_tabl
 }
 
 /* linux/ptr_ring.h */
-
-__vhost_helper spinlock_t *rust_helper_ptr_ring_consumer_lock(struct ptr_ring *r)
-{
-	return &r->consumer_lock;
-}
-
-__vhost_helper int rust_helper___ptr_ring_consume_batched(struct ptr_ring *r, void **array, int n)
-{
-	return __ptr_ring_consume_batched(r, array, n);
-}
 
 __vhost_helper void rust_helper_ptr_ring_unconsume(struct ptr_ring *r, void **batch, int n,
 						   void (*destroy)(void *))
