@@ -152,7 +152,7 @@ fn move_packets(
     stretch: &mut Stretch,
 ) -> Result<Next, Fault> {
     let mm = busy_poll.mm;
-    queue.state.poll.as_mut().stop();
+    queue.state.poll.as_mut().pause();
     queue.disable_kicks(mm)?;
 
     let way = match queue.index() {
