@@ -139,7 +139,7 @@ impl<T: Wake> PollEntry<T> {
         tell: bool,
     ) -> Result<bool> {
         let inner = self.inner.get();
-        // SAFETY: `inner` is valid, and only this function and `stop` write `queue`, both with
+        // SAFETY: `inner` is valid, and only this function, `pause` and `stop` write `queue`, all with
         // exclusive access to the entry.
         if unsafe { !(*inner).queue.is_null() } {
             return Ok(false);
@@ -166,7 +166,7 @@ impl<T: Wake> PollEntry<T> {
             return Ok(true);
         }
         if ready {
-            // SAFETY: `target` comes from `into_raw` above, and is not dropped yet.
+            // SAFETY: `target` comes from `into_raw`, here or at an earlier start, and is not dropped.
             unsafe { (*(*inner).target).wake((*inner).token) };
         }
         // INVARIANT: If the file had no queue for us, this puts back what was taken for it.

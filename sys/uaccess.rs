@@ -204,8 +204,8 @@ impl UserMemory for CurrentMm<'_> {
             let err = unsafe { bindings::futex_atomic_or(mask, addr.get() as *mut u32) };
             match to_result(err) {
                 Ok(()) => return Ok(()),
-                // Others write to the word so often that it gave up, as arm64 does. A process that
-                // is to end does not wait for them.
+                // Others write to the word so often that it gave up, as arm64 does. A thread of a
+                // process that is to end does not wait for them.
                 Err(EAGAIN) if !is_killed() => cond_resched(),
                 Err(_) => return Err(EFAULT),
             }
