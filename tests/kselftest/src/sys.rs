@@ -287,6 +287,14 @@ pub fn user_end() -> Res<u64> {
     }
 }
 
+/// The size of this machine's pages, in which memory is mapped and protected: 4096 bytes, or more on some. A bit of the log, and
+/// what a VMM maps for a device, are of 4096 bytes on each.
+pub fn page_size() -> usize {
+    // SAFETY: asks for a number.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    size.try_into().expect("the page size")
+}
+
 /// The names of this process's threads.
 pub fn threads() -> Res<Vec<String>> {
     let mut v = vec![];

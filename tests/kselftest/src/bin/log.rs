@@ -172,7 +172,10 @@ fn rx_regions() -> Res {
             (BASE, 8 << 20),
             (BASE + (8 << 20), 1 << 20),
             (0x300_0000, 1 << 20),
-            (0x7fff_f000, 0x3000),
+            (
+                0x7fff_f000,
+                0x3000u64.next_multiple_of(sys::page_size() as u64),
+            ),
         ],
         ..Config::with(VERSION_1 | LOG_ALL | MRG_RXBUF | EVENT_IDX)
     };
