@@ -295,6 +295,16 @@ pub fn page_size() -> usize {
     size.try_into().expect("the page size")
 }
 
+/// The largest piece of memory that the kernel gives out, in bytes.
+pub fn largest_allocation() -> Res<usize> {
+    // An order that only some processors can choose.
+    let order = match option("CONFIG_ARCH_FORCE_MAX_ORDER")? {
+        Some(order) => order.parse()?,
+        None => 10,
+    };
+    Ok(page_size() << order)
+}
+
 /// The names of this process's threads.
 pub fn threads() -> Res<Vec<String>> {
     let mut v = vec![];
