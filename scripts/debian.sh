@@ -12,15 +12,15 @@ read -ra debian_tools <<<"bc bindgen bison cpio debian-archive-keyring flex $deb
     openssl pahole perl python3 rsync rust-src rustc rustfmt xz-utils linux-base linux-source-$debian_series"
 debian_headers=linux-headers-$debian_package
 # And the kernel's own two packages, for linux-image wants an initramfs.
-debian_runtime=(busybox-static ethtool iperf3 iproute2 iputils-ping procps udev)
-debian_foreign='' debian_bus='' # whether it is another machine's; the module for the VM's devices
+debian_runtime=(busybox-static ethtool iperf3 iproute2 iputils-ping linux-perf procps udev)
+debian_foreign='' # whether it is another machine's
 case $arch in
 amd64)
     debian_tools+=("$debian_headers")
-    debian_runtime+=(linux-perf qemu-system-x86)
+    debian_runtime+=(qemu-system-x86)
     ;;
 *)
-    debian_foreign=1 debian_bus=virtio_mmio
+    debian_foreign=1
     debian_headers+=:$arch
     debian_runtime+=(ca-certificates kmod mawk python3 qemu-system-arm)
     ;;
@@ -149,7 +149,7 @@ step_initramfs() {
     make_9p
     work=$(mktemp -d)
     install "$root/tests/vm/root-init" "$work/init"
-    "$root/tests/vm/make-initramfs" "$work" "$kdir/.vhost-net-initramfs" 9p 9pnet_virtio virtio_console $debian_bus
+    "$root/tests/vm/make-initramfs" "$work" "$kdir/.vhost-net-initramfs" "${vm_modules[@]}"
     rm -rf "$work"
 }
 

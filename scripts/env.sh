@@ -9,6 +9,13 @@ module_lock=$cache/modules.lock
 # of its own, seen from the checkout; the VM is told of it.
 arch=${VM_ARCH:-amd64}
 build=build
+# What a VM with one of Debian's kernels sees its root and its console by, none of which these have built in.
+vm_modules=(9p 9pnet_virtio virtio_console)
+if [ "$arch" != amd64 ]; then
+    vm_modules+=(virtio_mmio) # virtme-ng's devices are there
+    # Of programs that run here by QEMU (scripts/emulate). Its usual processor signs each return address, which takes four fifths of the time.
+    export QEMU_CPU=neoverse-n1
+fi
 flavour=${VM_KERNEL:-debian} # the kernel that people have
 debian_root= # what the VM sees with Debian's own kernels, and nothing for ours
 debian_tools_root= # where the compilers are, if that is not the same
