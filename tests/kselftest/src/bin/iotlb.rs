@@ -527,8 +527,8 @@ fn read_to_nowhere() -> Res {
         let at = wall.wrapping_sub(room);
         let got = read_raw(&g.net, at, 72);
         // Whole words may be written, or none of one: that is the architecture's.
-        let right =
-            got == want || cfg!(target_arch = "aarch64") && ((want - 15).max(0)..want).contains(&got);
+        let right = got == want
+            || cfg!(target_arch = "aarch64") && ((want - 15).max(0)..want).contains(&got);
         check!(right, "memory for {room} bytes: got {got}, want {want}");
         if sys::on_c() {
             g.tx.kick();
