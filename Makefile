@@ -91,10 +91,10 @@ ifneq ($(origin KDIR),undefined)
 BUILD := kdir
 else
 # Not every make gives $(shell) the variables that it exports.
-KDIR = $(shell VM_KERNEL=$(KERNEL) scripts/kernel --print)
-TOOLCHAIN ?= $(shell VM_KERNEL=$(KERNEL) scripts/toolchain)
+KDIR = $(shell VM_ARCH=$(VM_ARCH) VM_KERNEL=$(KERNEL) scripts/kernel --print)
+TOOLCHAIN ?= $(shell VM_ARCH=$(VM_ARCH) VM_KERNEL=$(KERNEL) scripts/toolchain)
 # For Debian's kernels its own compilers are used, where they are installed.
-RUN := $(if $(filter debian%,$(KERNEL)),VM_KERNEL=$(KERNEL) scripts/in-debian)
+RUN := $(if $(filter debian%,$(KERNEL)),VM_ARCH=$(VM_ARCH) VM_KERNEL=$(KERNEL) scripts/in-debian)
 endif
 # VM_KUNIT=1: the module with its KUnit suites, in a folder of its own.
 KUNIT := $(if $(VM_KUNIT),CONFIG_VHOST_NET_RUST_KUNIT_TEST=y)

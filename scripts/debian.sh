@@ -12,12 +12,12 @@ read -ra debian_tools <<<"bc bindgen bison cpio debian-archive-keyring flex $deb
     openssl pahole perl python3 rsync rust-src rustc rustfmt xz-utils linux-base linux-source-$debian_series"
 debian_headers=linux-headers-$debian_package
 # And the kernel's own two packages, for linux-image wants an initramfs.
-debian_runtime=(busybox-static ethtool iperf3 iproute2 iputils-ping procps udev)
+debian_runtime=(busybox-static ethtool iperf3 iproute2 iputils-ping linux-perf procps udev)
 debian_foreign='' # whether it is another machine's
 case $arch in
 amd64)
     debian_tools+=("$debian_headers")
-    debian_runtime+=(linux-perf qemu-system-x86)
+    debian_runtime+=(qemu-system-x86)
     ;;
 *)
     debian_foreign=1

@@ -44,6 +44,9 @@
 
 /* `bindgen` gets confused at certain things. */
 const size_t RUST_CONST_HELPER_SMP_CACHE_BYTES = SMP_CACHE_BYTES;
+/* As NET_SKB_PAD, which is no constant expression; rust_helper_xdp_fill_buff() compares them. */
+#define VHOST_SKB_PAD (IS_ENABLED(CONFIG_S390) ? 32 : MAX(32, L1_CACHE_BYTES))
+const size_t RUST_CONST_HELPER_RX_PAD = NET_IP_ALIGN + VHOST_SKB_PAD;
 const size_t RUST_CONST_HELPER_XDP_HEADROOM = XDP_PACKET_HEADROOM;
 const size_t RUST_CONST_HELPER_FRAG_SIZE = PAGE_SIZE;
 const u32 RUST_CONST_HELPER_FRAG_CACHE_SIZE = PAGE_FRAG_CACHE_MAX_SIZE;

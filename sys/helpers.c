@@ -42,6 +42,8 @@ __vhost_helper void rust_helper_xfer_to_guest_mode_handle_work(void)
 #ifdef CONFIG_VIRT_XFER_TO_GUEST_WORK
 	if (__xfer_to_guest_mode_work_pending())
 		xfer_to_guest_mode_handle_work();
+#else
+	cond_resched();
 #endif
 }
 
@@ -97,9 +99,18 @@ __vhost_helper void rust_helper_tun_ptr_free(void *ptr)
 	tun_ptr_free(ptr);
 }
 
-__vhost_helper void rust_helper_tun_wake_queue(struct file *file, int consumed)
+/* Who waits for room in the ring is woken before it is unlocked, or could miss that. */
+__vhost_helper int rust_helper_tun_consume_batched(struct file *file, struct ptr_ring *r,
+						   void **array, int n)
 {
-	tun_wake_queue(file, consumed);
+	int count;
+
+	spin_lock(&r->consumer_lock);
+	count = __ptr_ring_consume_batched(r, array, n);
+	if (count > 0)
+		tun_wake_queue(file, count);
+	spin_unlock(&r->consumer_lock);
+	return count;
 }
 
 /* linux/kcov.h */
@@ -146,16 +157,6 @@ __vhost_helper __poll_t rust_helper_vfs_poll(struct file *file, struct poll_tabl
 
 /* linux/ptr_ring.h */
 
-__vhost_helper spinlock_t *rust_helper_ptr_ring_consumer_lock(struct ptr_ring *r)
-{
-	return &r->consumer_lock;
-}
-
-__vhost_helper int rust_helper___ptr_ring_consume_batched(struct ptr_ring *r, void **array, int n)
-{
-	return __ptr_ring_consume_batched(r, array, n);
-}
-
 __vhost_helper void rust_helper_ptr_ring_unconsume(struct ptr_ring *r, void **batch, int n,
 						   void (*destroy)(void *))
 {
@@ -196,11 +197,6 @@ __vhost_helper bool rust_helper_fatal_signal_pending(void)
 __vhost_helper int rust_helper___skb_array_len_with_tag(struct sk_buff *skb)
 {
 	return __skb_array_len_with_tag(skb);
-}
-
-__vhost_helper size_t rust_helper_net_rx_pad(void)
-{
-	return NET_IP_ALIGN + NET_SKB_PAD;
 }
 
 /* As skb_array_peek_len(), of another kind of queue. */
@@ -366,6 +362,7 @@ __vhost_helper void *rust_helper_xdp_hard_start(const struct xdp_buff *xdp)
 __vhost_helper void rust_helper_xdp_fill_buff(struct xdp_buff *xdp, unsigned char *hard_start,
 					      u32 frame_sz, int headroom, int data_len)
 {
+	BUILD_BUG_ON(VHOST_SKB_PAD != NET_SKB_PAD);
 	xdp_init_buff(xdp, frame_sz, NULL);
 	xdp_prepare_buff(xdp, hard_start, headroom, data_len, true);
 }

@@ -6,6 +6,7 @@
 
 use super::{
     bindings as local,
+    sched::cond_resched,
     uaccess::CurrentMm,
     vhost_task::Work, //
 };
@@ -139,6 +140,7 @@ impl<T: Work> Kthread<T> {
                     unsafe { local::set_current_running() };
                     // SAFETY: The current task uses the address space `job.mm`, until below.
                     job.work.run(batch, unsafe { CurrentMm::assume() });
+                    cond_resched();
                 }
                 // SAFETY: The current task may sleep.
                 None => unsafe { bindings::schedule() },

@@ -59,19 +59,20 @@ struct Inner<T> {
     queue: *mut bindings::wait_queue_head,
     mask: u32,
     token: u32,
-    /// Valid from `start` to `detach`, and null otherwise.
+    /// Valid from `start` to `stop`, and null otherwise.
     target: *const T,
 }
 
 /// An entry on the wait queue of a file.
 ///
-/// While it is [started](Self::start), it tells its target each time that the file gets ready.
+/// While it is [started](Self::start), it tells its target each time that the file gets ready. One
+/// that [pauses](Self::pause) keeps both for the next start, which is cheaper then.
 ///
 /// # Invariants
 ///
-/// While `inner.queue` is not null, `inner.wait` is on it, `inner.target` comes from
-/// [`Arc::into_raw`], and `file` is a reference that keeps the queue alive. Otherwise both are
-/// null. `inner.mask` and `inner.token` never change.
+/// `inner.target` and `file` are both null, or the one comes from [`Arc::into_raw`] and the other is a
+/// reference to a file. While `inner.queue` is not null, `inner.wait` is on it, they are not null,
+/// and the file keeps the queue alive. `inner.mask` and `inner.token` never change.
 #[pin_data(PinnedDrop)]
 pub struct PollEntry<T: Wake> {
     #[pin]
@@ -116,16 +117,16 @@ impl<T: Wake> PollEntry<T> {
     ///
     /// An entry that is started already stays with the file that it waits for. Fails with
     /// [`EINVAL`] if the file is in an error state; then the entry is stopped. May sleep.
-    pub fn start(self: Pin<&mut Self>, file: &impl Pollable, target: Arc<T>) -> Result {
+    pub fn start(self: Pin<&mut Self>, file: &impl Pollable, target: &Arc<T>) -> Result {
         self.begin(file, target, true).map(|_| ())
     }
 
-    /// As [`Self::start`], unless the file is ready now: then this returns true, and the entry is
-    /// stopped.
+    /// As [`Self::start`], unless the file is ready now: then this returns true, and the entry
+    /// pauses.
     pub fn start_unless_ready(
         self: Pin<&mut Self>,
         file: &impl Pollable,
-        target: Arc<T>,
+        target: &Arc<T>,
     ) -> Result<bool> {
         self.begin(file, target, false)
     }
@@ -134,11 +135,11 @@ impl<T: Wake> PollEntry<T> {
     fn begin(
         self: Pin<&mut Self>,
         file: &impl Pollable,
-        target: Arc<T>,
+        target: &Arc<T>,
         tell: bool,
     ) -> Result<bool> {
         let inner = self.inner.get();
-        // SAFETY: `inner` is valid, and only this function and `stop` write `queue`, both with
+        // SAFETY: `inner` is valid, and only this function, `pause` and `stop` write `queue`, all with
         // exclusive access to the entry.
         if unsafe { !(*inner).queue.is_null() } {
             return Ok(false);
@@ -148,20 +149,24 @@ impl<T: Wake> PollEntry<T> {
         let file = file.file().as_ptr();
 
         // SAFETY: The entry is on no queue, so nobody else reads `target`. The file is valid by
-        // the safety requirement of `Pollable`, and lives until the reference is put: below, or by
-        // `stop` after the entry left the queue. `table` is valid, and its function is `enqueue`.
+        // the safety requirement of `Pollable`, and lives until the reference is put: by `detach`,
+        // after the entry left the queue. `table` is valid, and its function is `enqueue`.
+        // INVARIANT: Both are taken, unless they are kept from the last time.
         let mask = unsafe {
-            (*inner).target = Arc::into_raw(target);
-            this.file = bindings::get_file(file);
+            if this.file != file || (*inner).target != Arc::as_ptr(target) {
+                this.detach();
+                (*inner).target = Arc::into_raw(target.clone());
+                this.file = bindings::get_file(file);
+            }
             local::vfs_poll(file, &raw mut (*inner).table)
         };
         let ready = mask & this.mask() != 0;
         if ready && !tell {
-            this.detach();
+            this.leave_queue();
             return Ok(true);
         }
         if ready {
-            // SAFETY: `target` comes from `into_raw` above, and is not dropped yet.
+            // SAFETY: `target` comes from `into_raw`, here or at an earlier start, and is not dropped.
             unsafe { (*(*inner).target).wake((*inner).token) };
         }
         // INVARIANT: If the file had no queue for us, this puts back what was taken for it.
@@ -181,7 +186,8 @@ impl<T: Wake> PollEntry<T> {
         let inner = self.inner.get();
         // SAFETY: As for the first look at `queue` in `begin`.
         let Some(queue) = NonNull::new(unsafe { (*inner).queue }) else {
-            return;
+            // Or a pause would keep the one before.
+            return self.stop();
         };
         // SAFETY: By the type invariant the file keeps the queue, which has the entry on it: the
         // callback reads `target` with the queue's lock held. The old one came from `into_raw`, and
@@ -196,6 +202,13 @@ impl<T: Wake> PollEntry<T> {
         drop(old);
     }
 
+    /// Stops to wait, but keeps file and target until the entry is stopped, or started with others.
+    /// When this returns, the target is told no more. May be called at any time.
+    pub fn pause(self: Pin<&mut Self>) {
+        // SAFETY: We don't move out of the entry.
+        unsafe { self.get_unchecked_mut() }.leave_queue();
+    }
+
     /// Stops to wait. When this returns, the target is told no more. May be called at any time.
     pub fn stop(self: Pin<&mut Self>) {
         // SAFETY: We don't move out of the entry.
@@ -207,17 +220,26 @@ impl<T: Wake> PollEntry<T> {
         unsafe { (*self.inner.get()).mask }
     }
 
-    fn detach(&mut self) {
+    fn leave_queue(&mut self) {
         let inner = self.inner.get();
         // SAFETY: By the type invariant, `wait` is on `queue` if that is not null, and the file
-        // keeps the queue alive. Once it is off the queue, which takes the queue's lock, no
-        // callback runs any more, so the target and the file are ours to put.
-        // INVARIANT: All that `start` took is given back.
+        // keeps the queue alive.
+        // INVARIANT: It is on none any more.
         unsafe {
             if !(*inner).queue.is_null() {
                 bindings::remove_wait_queue((*inner).queue, &raw mut (*inner).wait);
                 (*inner).queue = ptr::null_mut();
             }
+        }
+    }
+
+    fn detach(&mut self) {
+        self.leave_queue();
+        let inner = self.inner.get();
+        // SAFETY: Once the entry is off the queue, which takes the queue's lock, no callback runs
+        // any more, so the target and the file are ours to put.
+        // INVARIANT: All that `start` took is given back.
+        unsafe {
             if !(*inner).target.is_null() {
                 drop(Arc::from_raw((*inner).target));
                 (*inner).target = ptr::null();

@@ -95,21 +95,15 @@ impl RingBatch {
 
     #[inline(never)]
     fn refill(&mut self) -> bool {
-        // SAFETY: By the type invariant the ring is valid, and the array has the given length. The
-        // consumer's lock is held, as both functions want.
+        // SAFETY: By the type invariant the ring is valid, and the file's, and the array has the given
+        // length.
         let count = unsafe {
-            let lock = local::ptr_ring_consumer_lock(self.ring.as_ptr());
-            bindings::spin_lock(lock);
-            let count = local::__ptr_ring_consume_batched(
+            local::tun_consume_batched(
+                self.sock.file().as_ptr(),
                 self.ring.as_ptr(),
                 self.frames.as_mut_ptr().cast::<*mut c_void>(),
                 RING_BATCH as c_int,
-            );
-            if count > 0 {
-                local::tun_wake_queue(self.sock.file().as_ptr(), count);
-            }
-            bindings::spin_unlock(lock);
-            count
+            )
         };
         // INVARIANT: So many frames were written, and are ours.
         self.head = 0;

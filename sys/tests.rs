@@ -527,16 +527,16 @@ mod files {
         let (_fd, sock) = packet_socket()?;
         let counter = Counter::new()?;
         let mut entry = KBox::pin_init(PollEntry::<Counter>::new(poll::OUT, 7), GFP_KERNEL)?;
-        entry.as_mut().start(&*sock, counter.clone())?;
+        entry.as_mut().start(&*sock, &counter)?;
         assert_eq!(counter.count.load(Relaxed), 1);
         assert_eq!(counter.last.load(Relaxed), 7);
         // It is started already.
-        entry.as_mut().start(&*sock, counter.clone())?;
+        entry.as_mut().start(&*sock, &counter)?;
         assert_eq!(counter.count.load(Relaxed), 1);
         // Stopped, it can be started again.
         entry.as_mut().stop();
         entry.as_mut().stop();
-        entry.as_mut().start(&*sock, counter.clone())?;
+        entry.as_mut().start(&*sock, &counter)?;
         assert_eq!(counter.count.load(Relaxed), 2);
         Ok(())
     }
@@ -546,7 +546,7 @@ mod files {
         let (_fd, sock) = packet_socket()?;
         let counter = Counter::new()?;
         let mut entry = KBox::pin_init(PollEntry::<Counter>::new(poll::IN, 0), GFP_KERNEL)?;
-        entry.as_mut().start(&*sock, counter.clone())?;
+        entry.as_mut().start(&*sock, &counter)?;
         drop(entry);
         assert_eq!(counter.count.load(Relaxed), 0);
         // The entry gave its reference back.
@@ -559,7 +559,7 @@ mod files {
         let (_fd, sock) = packet_socket()?;
         let counter = Counter::new()?;
         let mut entry = KBox::pin_init(PollEntry::<Counter>::new(poll::OUT, 7), GFP_KERNEL)?;
-        assert!(entry.as_mut().start_unless_ready(&*sock, counter.clone())?);
+        assert!(entry.as_mut().start_unless_ready(&*sock, &counter)?);
         // It was not started, and there is nobody to be replaced.
         entry.as_mut().set_target(counter.clone());
         assert_eq!(counter.count.load(Relaxed), 0);
@@ -572,10 +572,32 @@ mod files {
         let (_fd, sock) = packet_socket()?;
         let [first, second] = [Counter::new()?, Counter::new()?];
         let mut entry = KBox::pin_init(PollEntry::<Counter>::new(poll::IN, 0), GFP_KERNEL)?;
-        assert!(!entry.as_mut().start_unless_ready(&*sock, first.clone())?);
+        assert!(!entry.as_mut().start_unless_ready(&*sock, &first)?);
         entry.as_mut().set_target(second.clone());
         assert!(Arc::into_unique_or_drop(first).is_some());
         drop(entry);
+        assert!(Arc::into_unique_or_drop(second).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn a_pause_keeps_who_is_told() -> Result {
+        let (_fd, sock) = packet_socket()?;
+        let [first, second] = [Counter::new()?, Counter::new()?];
+        let mut entry = KBox::pin_init(PollEntry::<Counter>::new(poll::OUT, 7), GFP_KERNEL)?;
+        for count in 1..4 {
+            entry.as_mut().start(&*sock, &first)?;
+            assert_eq!(first.count.load(Relaxed), count);
+            entry.as_mut().pause();
+            entry.as_mut().pause();
+        }
+        // Started with another one, it has let go of the first.
+        entry.as_mut().start(&*sock, &second)?;
+        assert_eq!(second.count.load(Relaxed), 1);
+        assert!(Arc::into_unique_or_drop(first).is_some());
+        // So it has when it is told to, though it is not started.
+        entry.as_mut().pause();
+        entry.as_mut().set_target(Counter::new()?);
         assert!(Arc::into_unique_or_drop(second).is_some());
         Ok(())
     }

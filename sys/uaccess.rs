@@ -141,6 +141,10 @@ impl UserMemory for CurrentMm<'_> {
 
     #[inline(always)]
     fn write(&self, addr: UserAddr, buf: &[u8]) -> Result {
+        // One word, as a used entry is, is not worth a function that looks where it comes from.
+        if let Ok(word) = buf.try_into() {
+            return self.store_u64(addr, u64::from_ne_bytes(word));
+        }
         let to = addr.get() as *mut c_void;
         // SAFETY: `buf` is valid for reads of its length. The function checks the user address.
         let left =
@@ -200,8 +204,8 @@ impl UserMemory for CurrentMm<'_> {
             let err = unsafe { bindings::futex_atomic_or(mask, addr.get() as *mut u32) };
             match to_result(err) {
                 Ok(()) => return Ok(()),
-                // Others write to the word so often that it gave up, as arm64 does. A process that
-                // is to end does not wait for them.
+                // Others write to the word so often that it gave up, as arm64 does. A thread of a
+                // process that is to end does not wait for them.
                 Err(EAGAIN) if !is_killed() => cond_resched(),
                 Err(_) => return Err(EFAULT),
             }

@@ -179,8 +179,7 @@ impl Layout {
             return Err(EINVAL);
         }
         let headroom = if xdp { local::XDP_HEADROOM } else { 0 };
-        // SAFETY: The function returns a constant.
-        let pad = align(unsafe { local::net_rx_pad() } + headroom + header);
+        let pad = align(local::RX_PAD + headroom + header);
         // INVARIANT: Checked and added above.
         Ok(Self {
             header,

@@ -446,11 +446,15 @@ impl<D: Driver> Device<D> {
 
 impl<D: Driver> Run for Device<D> {
     fn run(&self, worker: WorkerId, bits: WorkBits, kicks: &Kicks, mm: CurrentMm<'_>) -> Rest {
-        let mut rest = Rest::default();
+        let (mut rest, mut ran) = (Rest::default(), false);
         for index in 0..QUEUES {
             let kicked = bits.has(WorkBits::kick(index));
             let ready = bits.has(WorkBits::ready(index));
             if kicked || ready {
+                // After the last one the thread does.
+                if core::mem::replace(&mut ran, true) {
+                    cond_resched();
+                }
                 let cause = Cause {
                     worker,
                     kicked,
@@ -463,7 +467,6 @@ impl<D: Driver> Run for Device<D> {
                 if msecs > 0 {
                     rest.add(msecs, WorkBits::ready(index));
                 }
-                cond_resched();
             }
         }
         rest

@@ -247,6 +247,11 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         self.worker.clone()
     }
 
+    /// As [`Self::worker`], and what the driver has of the queue.
+    pub fn worker_and_state(&mut self) -> Option<(&Arc<W>, &mut S)> {
+        Some((self.worker.as_ref()?, &mut self.state))
+    }
+
     /// The queue's number.
     pub fn index(&self) -> usize {
         self.index

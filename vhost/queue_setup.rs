@@ -217,7 +217,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         self.kick_poll.as_mut().stop();
         self.kick = kick;
         if let (Some(kick), Some(worker)) = (&self.kick, &self.worker) {
-            self.kick_poll.as_mut().start(kick, worker.clone())?;
+            self.kick_poll.as_mut().start(kick, worker)?;
         }
         Ok(())
     }

@@ -112,8 +112,8 @@ pub fn follow_worker(queue: &mut Queue) -> Option<Replaced<Worker>> {
 
 /// As [`run_when_ready`], unless the socket is ready now: then this returns true.
 pub fn run_unless_ready(queue: &mut Queue, sock: &Socket) -> Result<bool> {
-    match queue.worker() {
-        Some(worker) => (queue.state.poll.as_mut()).start_unless_ready(sock, worker),
+    match queue.worker_and_state() {
+        Some((worker, state)) => state.poll.as_mut().start_unless_ready(sock, worker),
         None => Ok(false),
     }
 }
@@ -122,8 +122,8 @@ pub fn run_unless_ready(queue: &mut Queue, sock: &Socket) -> Result<bool> {
 ///
 /// Fails with [`EINVAL`] if the socket is in an error state.
 pub fn run_when_ready(queue: &mut Queue, sock: &Socket) -> Result {
-    match queue.worker() {
-        Some(worker) => queue.state.poll.as_mut().start(sock, worker),
+    match queue.worker_and_state() {
+        Some((worker, state)) => state.poll.as_mut().start(sock, worker),
         None => Ok(()),
     }
 }

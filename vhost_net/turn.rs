@@ -152,10 +152,13 @@ fn move_packets(
     stretch: &mut Stretch,
 ) -> Result<Next, Fault> {
     let mm = busy_poll.mm;
-    queue.state.poll.as_mut().stop();
+    queue.state.poll.as_mut().pause();
     queue.disable_kicks(mm)?;
 
-    let way = Way::of(queue, sock);
+    let way = match queue.index() {
+        RX => Way::Singly, // as good as any: nothing is sent
+        _ => Way::of(queue, sock),
+    };
     let mut budget = Budget::new(busy_poll.device.lock_waiters());
     while !budget.is_spent() {
         if queue.ring.unpublished() >= BATCH {

@@ -280,7 +280,8 @@ impl Packed {
             place = place.after(elem.descs, self.num);
         }
         // The packets, and the other used descriptors, before the one that shows them; pairs with
-        // the driver's read barrier between that one's flags and all else.
+        // the driver's read barrier between that one's flags and all else. What was read comes before
+        // that since it was stored, which this orders.
         mem.write_barrier();
         Self::write_used(memory, mem, first, self.used)?;
         self.log_used(memory, mem, behind);

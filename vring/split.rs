@@ -282,7 +282,8 @@ impl Split {
         .because(Why::UsedWrite)?;
 
         // The entries before the index that shows them; pairs with the driver's read barrier
-        // between its reads of the index and of the entries.
+        // between its reads of the index and of the entries. What was read of the buffers comes before
+        // it since it was stored, which this orders.
         mem.write_barrier();
         memory
             .store_used(mem, IDX, new)

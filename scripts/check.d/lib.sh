@@ -26,7 +26,8 @@ need_kernel() {
 
 # need_in_debian PACKAGE...: has them in the root of Debian's kernel. For what only one step wants, and what is large.
 need_in_debian() {
-    scripts/in-debian sh -c '! dpkg-query -W -f "\${db:Status-Status}\n" "$@" 2>&1 | grep -qvx installed' - "$@" || flock "$debian_root.lock" env debian_root_locked=1 scripts/in-debian sh -c \
+    [ "$debian_root" = "$debian_tools_root" ] || fail "VM_ARCH is '$arch': only the VM of this machine gets $*"
+    scripts/in-debian sh -c '! dpkg-query -W -f "\${db:Status-Status}\n" "$@" 2>&1 | grep -qvx installed' - "$@" || flock "$debian_tools_root.lock" env debian_root_locked=1 scripts/in-debian sh -c \
         'apt-get -y install "$@" || { apt-get update && apt-get -y install "$@"; }' - "$@"
 }
 

@@ -149,7 +149,7 @@ fn shared() -> Res<&'static AtomicUsize> {
     );
     // SAFETY: a new mapping, all zeroes, that is never unmapped.
     unsafe {
-        match libc::mmap(std::ptr::null_mut(), 4096, rw, flags, -1, 0) {
+        match libc::mmap(std::ptr::null_mut(), sys::page_size(), rw, flags, -1, 0) {
             libc::MAP_FAILED => Err(Error::last_os_error().into()),
             page => Ok(&*page.cast()),
         }

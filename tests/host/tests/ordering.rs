@@ -15,7 +15,8 @@
 //! looked up in the source, so a new barrier fails here until a model needs it.
 //!
 //! The models are as small as their question allows, so that no bound on preemptions is needed. What a
-//! C11 fence orders more than the kernel's barrier (a release fence also earlier reads) is not seen here.
+//! C11 fence orders more than the kernel's barrier (a release fence also earlier reads) is not seen here,
+//! but in `tests/litmus`.
 
 use loom::{
     cell::Cell,

@@ -6,6 +6,7 @@
 //! marks of the dirty log. The arena is shared with the children that use it, and so can be looked at when
 //! they are dead.
 
+use kselftest::sys::page_size;
 use kselftest::sys::Region;
 use kselftest::Res;
 
@@ -27,6 +28,11 @@ const LOG_SLACK: u64 = 40;
 const HOLE: usize = 64 << 10;
 /// The size of the log: more than all regions need.
 const LOG: usize = 1 << 12;
+
+/// The size of the log with what is around it: whole pages of this machine.
+fn log_room() -> usize {
+    (2 * PAGE + LOG).next_multiple_of(page_size())
+}
 
 /// A region that a memory table may name, or part of.
 #[derive(Clone, Copy)]
@@ -72,8 +78,9 @@ impl Arena {
     pub fn new() -> Res<Self> {
         let start = shared(SIZE)?;
         // Behind the log there is nothing for a while: guest addresses that no region has are marked there.
-        let log = shared(2 * PAGE + LOG + (64 << 20))?;
-        forbid(log.wrapping_add(2 * PAGE + LOG), 64 << 20)?;
+        let room = log_room();
+        let log = shared(room + (64 << 20))?;
+        forbid(log.wrapping_add(room), 64 << 20)?;
         let mut rng = Rng::new(0x5eed, 0);
         let hole = shared(HOLE)?;
         Ok(Arena {
@@ -121,7 +128,7 @@ impl Arena {
         // SAFETY: both are that long, and ours.
         unsafe {
             self.start.copy_from(self.pattern.as_ptr(), SIZE);
-            self.log.write_bytes(0, 2 * PAGE + LOG);
+            self.log.write_bytes(0, log_room());
         }
         self.log_base = self.log as u64 + PAGE as u64 + rng.below(60);
     }
@@ -133,7 +140,8 @@ impl Arena {
 
     /// Changes what may be done with some pages of the hole, in this process.
     pub fn dig(&self, rng: &mut Rng) -> Res {
-        let pages = HOLE / PAGE;
+        let page = page_size();
+        let pages = HOLE / page;
         let first = rng.below(pages as u64) as usize;
         let count = 1 + rng.below((pages - first) as u64) as usize;
         let prot = rng.pick(&[
@@ -141,8 +149,8 @@ impl Arena {
             libc::PROT_READ,
             libc::PROT_READ | libc::PROT_WRITE,
         ]);
-        let at = (self.hole.hva as *mut u8).wrapping_add(first * PAGE);
-        protect(at, count * PAGE, prot)
+        let at = (self.hole.hva as *mut u8).wrapping_add(first * page);
+        protect(at, count * page, prot)
     }
 
     /// Whether `len` bytes at `hva` are within one region.
@@ -208,7 +216,7 @@ impl Arena {
     fn marks(&self) -> Option<String> {
         let skew = (self.log_base - self.log as u64) as usize;
         // SAFETY: it is that long.
-        let log = unsafe { std::slice::from_raw_parts(self.log, 2 * PAGE + LOG) };
+        let log = unsafe { std::slice::from_raw_parts(self.log, log_room()) };
         let page = PAGE as u64;
         for (i, byte) in log.iter().enumerate().filter(|(_, byte)| **byte != 0) {
             let Some(first) = i.checked_sub(skew) else {
@@ -234,7 +242,7 @@ impl Arena {
     /// How many pages are marked.
     pub fn marked(&self) -> u64 {
         // SAFETY: it is that long.
-        let log = unsafe { std::slice::from_raw_parts(self.log, 2 * PAGE + LOG) };
+        let log = unsafe { std::slice::from_raw_parts(self.log, log_room()) };
         log.iter().map(|b| u64::from(b.count_ones())).sum()
     }
 }

@@ -10,6 +10,7 @@ use std::time::Instant;
 use kselftest::check;
 use kselftest::Res;
 
+/// What a bit of the log stands for, whatever the machine's pages.
 pub const PAGE: usize = 4096;
 
 /// Numbers that follow from a seed (SplitMix64).

@@ -13,6 +13,7 @@ use crate::sys::ioctl;
 use crate::Guest;
 use crate::Res;
 
+/// What a bit stands for, whatever the machine's pages.
 const PAGE: u64 = 4096;
 
 /// A bitmap, between two pages that nobody may touch.
@@ -30,20 +31,21 @@ impl Bitmap {
     /// One for the guest addresses below `end`, that starts `skew` bytes behind a page's start.
     pub fn new(end: u64, skew: usize) -> Res<Self> {
         let bytes = (end / PAGE).div_ceil(8) as usize;
-        let size = (bytes + skew + 8).next_multiple_of(PAGE as usize);
+        let page = sys::page_size();
+        let size = (bytes + skew + 8).next_multiple_of(page);
         // SAFETY: a new mapping, of which the middle is made accessible.
         let start = unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
             let p = libc::mmap(
                 std::ptr::null_mut(),
-                size + 2 * PAGE as usize,
+                size + 2 * page,
                 libc::PROT_NONE,
                 flags,
                 -1,
                 0,
             );
             check!(p != libc::MAP_FAILED, "mmap");
-            let p = p.add(PAGE as usize);
+            let p = p.add(page);
             let prot = libc::PROT_READ | libc::PROT_WRITE;
             check_eq!(libc::mprotect(p, size, prot), 0);
             p.cast::<u8>()

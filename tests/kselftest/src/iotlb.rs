@@ -18,10 +18,12 @@ use vmm_sys_util::eventfd::EFD_NONBLOCK;
 use crate::check;
 use crate::check_eq;
 use crate::deadline;
+use crate::sys::page_size;
 use crate::sys::readable;
 use crate::Guest;
 use crate::Res;
 
+/// What is mapped for the device at a time, whatever the machine's pages.
 const PAGE: u64 = 4096;
 
 /// The device may read.
@@ -189,14 +191,17 @@ pub fn dup(fd: &impl AsRawFd) -> Res<OwnedFd> {
 }
 
 /// A virtual IOMMU: the pages of a guest's first region, under their guest addresses, each for the device in
-/// one of two places of its own. In the other place, no one may touch it.
+/// one of two places of its own. In the other place, no one may touch it. Where a page of this machine is larger than one of the
+/// guest's, those that it has are in the same place.
 ///
 /// A device that uses a mapping after it was taken away gets a fault.
 pub struct Viommu {
     fd: OwnedFd,
     first: u64,
+    /// The size of this machine's pages.
+    size: u64,
     views: [Vec<u64>; 2],
-    /// Which of its two places each page is in.
+    /// Which of its two places each page of this machine is in.
     place: Mutex<Vec<usize>>,
     /// Answers give the permission that was asked for, not all.
     pub exact: bool,
@@ -213,7 +218,8 @@ impl Viommu {
         }
         Ok(Viommu {
             fd: dup(&g.net)?,
-            first: g.mem.regions()[0].gpa / PAGE,
+            first: g.mem.regions()[0].gpa,
+            size: page_size() as u64,
             place: Mutex::new(vec![0; views[0].len()]),
             views,
             exact: false,
@@ -225,26 +231,32 @@ impl Viommu {
     /// Adds the mapping of the page that `iova` is in.
     pub fn map(&self, iova: u64, perm: u8) -> Res {
         let place = self.place.lock().unwrap();
-        let index = (iova / PAGE).wrapping_sub(self.first) as usize;
+        let (index, offset) = self.index(iova & !(PAGE - 1));
         check!(index < place.len(), "a miss at {iova:#x}");
-        let page = self.views[place[index]][index];
+        let page = self.views[place[index]][index] + offset;
         update(&self.fd, iova & !(PAGE - 1), PAGE, page, perm)
+    }
+
+    /// Which page of this machine has an address, and where in it.
+    fn index(&self, iova: u64) -> (usize, u64) {
+        let at = iova.wrapping_sub(self.first);
+        ((at / self.size) as usize, at % self.size)
     }
 
     /// Takes the mapping of a page away and moves the page.
     pub fn take(&self, iova: u64) -> Res {
         let mut place = self.place.lock().unwrap();
-        let index = (iova / PAGE - self.first) as usize;
-        invalidate(&self.fd, iova & !(PAGE - 1), PAGE)?;
+        let (index, offset) = self.index(iova);
+        invalidate(&self.fd, iova - offset, self.size)?;
         protect(self.views[place[index]][index], false);
         place[index] ^= 1;
         protect(self.views[place[index]][index], true);
         Ok(())
     }
 
-    /// How many pages there are.
+    /// How many pages the guest has.
     pub fn pages(&self) -> usize {
-        self.views[0].len()
+        self.views[0].len() * self.size as usize / PAGE as usize
     }
 
     /// Answers misses until [`Self::stop`].
@@ -281,7 +293,7 @@ fn protect(page: u64, on: bool) {
         libc::PROT_NONE
     };
     // SAFETY: the page is the device's, this process does not touch it.
-    let r = unsafe { libc::mprotect(page as *mut _, PAGE as usize, prot) };
+    let r = unsafe { libc::mprotect(page as *mut _, page_size(), prot) };
     assert_eq!(r, 0, "mprotect");
 }
 

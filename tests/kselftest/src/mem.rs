@@ -17,9 +17,8 @@ use vm_memory::GuestMemoryMmap;
 use vm_memory::GuestRegionMmap;
 use vm_memory::MmapRegion;
 
+use crate::sys::page_size;
 use crate::Res;
-
-const PAGE: usize = 4096;
 
 /// Where the only region of an ordinary guest starts.
 pub const BASE: u64 = 0x10_0000;
@@ -43,7 +42,7 @@ pub struct Mapped {
 }
 
 impl Mem {
-    /// Memory of these regions, each an address and a size, page-aligned. Allocation starts in the
+    /// Memory of these regions, each an address and a size of whole pages. Allocation starts in the
     /// first.
     pub fn new(regions: &[(u64, u64)]) -> Res<Self> {
         // SAFETY: a valid name.
@@ -79,6 +78,7 @@ impl Mem {
 
     /// Maps the same memory once more, at other addresses.
     pub fn map_again(&self) -> Res<Vec<Mapped>> {
+        let page = page_size();
         let mut offset = 0;
         let mut v = vec![];
         for r in &self.regions {
@@ -86,12 +86,12 @@ impl Mem {
             // SAFETY: a new mapping with a guard page at each end, then one over its middle.
             unsafe {
                 let anon = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-                let p = libc::mmap(null_mut(), size + 2 * PAGE, libc::PROT_NONE, anon, -1, 0);
+                let p = libc::mmap(null_mut(), size + 2 * page, libc::PROT_NONE, anon, -1, 0);
                 if p == libc::MAP_FAILED {
                     return Err(Error::last_os_error().into());
                 }
                 let p = libc::mmap(
-                    p.add(PAGE),
+                    p.add(page),
                     size,
                     libc::PROT_READ | libc::PROT_WRITE,
                     libc::MAP_SHARED | libc::MAP_FIXED,
@@ -113,12 +113,13 @@ impl Mem {
 
     /// Maps the pages of the first region once more, each apart from all others and in another order.
     pub fn map_scattered(&self) -> Res<Vec<u64>> {
-        let pages = self.regions[0].size as usize / PAGE;
+        let page = page_size();
+        let pages = self.regions[0].size as usize / page;
         assert!(pages.is_power_of_two());
         // SAFETY: a new mapping, of which some pages are mapped over.
         unsafe {
             let anon = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            let size = (2 * pages + 1) * PAGE;
+            let size = (2 * pages + 1) * page;
             let start = libc::mmap(null_mut(), size, libc::PROT_NONE, anon, -1, 0);
             if start == libc::MAP_FAILED {
                 return Err(Error::last_os_error().into());
@@ -127,12 +128,12 @@ impl Mem {
             for i in 0..pages {
                 let slot = 2 * (i * 1637 % pages) + 1;
                 let p = libc::mmap(
-                    start.add(slot * PAGE),
-                    PAGE,
+                    start.add(slot * page),
+                    page,
                     libc::PROT_READ | libc::PROT_WRITE,
                     libc::MAP_SHARED | libc::MAP_FIXED,
                     self.file.as_raw_fd(),
-                    (i * PAGE) as i64,
+                    (i * page) as i64,
                 );
                 if p == libc::MAP_FAILED {
                     return Err(Error::last_os_error().into());

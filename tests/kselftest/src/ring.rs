@@ -18,6 +18,7 @@ use crate::feature::EVENT_IDX;
 use crate::feature::IN_ORDER;
 use crate::feature::RING_PACKED;
 use crate::packed::Packed;
+use crate::sys::page_size;
 use crate::Config;
 use crate::Mem;
 use crate::Res;
@@ -110,9 +111,11 @@ impl Ring {
         } else {
             (6 + 2 * n, 6 + 8 * n)
         };
-        let desc = mem.alloc(16 * n, 4096);
-        let avail = mem.alloc(avail_len, 4096);
-        let used = mem.alloc(used_len, 4096);
+        // In pages of their own, which can be taken away.
+        let page = page_size();
+        let desc = mem.alloc(16 * n, page as u64);
+        let avail = mem.alloc(avail_len, page as u64);
+        let used = mem.alloc(used_len, page as u64);
         let mut ring = Ring {
             mem: mem.clone(),
             num,
@@ -136,7 +139,7 @@ impl Ring {
             err: EventFd::new(EFD_NONBLOCK)?,
         };
         // What follows the last ring belongs to no one: a write past the end is visible there.
-        mem.alloc(4096, 4096);
+        mem.alloc(page, page as u64);
         ring.reset(cfg.base);
         Ok(ring)
     }

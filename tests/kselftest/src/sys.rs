@@ -287,6 +287,24 @@ pub fn user_end() -> Res<u64> {
     }
 }
 
+/// The size of this machine's pages, in which memory is mapped and protected: 4096 bytes, or more on some. A bit of the log, and
+/// what a VMM maps for a device, are of 4096 bytes on each.
+pub fn page_size() -> usize {
+    // SAFETY: asks for a number.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    size.try_into().expect("the page size")
+}
+
+/// The largest piece of memory that the kernel gives out, in bytes.
+pub fn largest_allocation() -> Res<usize> {
+    // An order that only some processors can choose.
+    let order = match option("CONFIG_ARCH_FORCE_MAX_ORDER")? {
+        Some(order) => order.parse()?,
+        None => 10,
+    };
+    Ok(page_size() << order)
+}
+
 /// The names of this process's threads.
 pub fn threads() -> Res<Vec<String>> {
     let mut v = vec![];

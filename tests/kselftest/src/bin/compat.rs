@@ -142,7 +142,7 @@ fn elf() -> Vec<u8> {
     // Sizes and numbers of the headers.
     file.extend([half(52), half(32), half(1), half(0), half(0), half(0)].concat());
     // One segment: all of the file, to be read and executed.
-    let segment = [1, 0, AT, AT, len, len, 5, 4096].map(word);
+    let segment = [1, 0, AT, AT, len, len, 5, page_size() as u32].map(word);
     file.extend(segment.concat());
     file.extend(code);
     file

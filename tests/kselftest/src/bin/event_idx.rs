@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kselftest::feature::*;
 use kselftest::ktap::Test;
+use kselftest::sys::page_size;
 use kselftest::sys::until;
 use kselftest::*;
 use vhost::VhostBackend;
@@ -380,17 +381,19 @@ fn kick_exchanged() -> Res {
 
 /// Where the driver says when it wants a call can't be read: it is called, and the error told.
 fn unreadable() -> Res {
-    const PAGE: u64 = 4096;
-    let mut g = Guest::new(Config::with(VERSION_1 | EVENT_IDX).num(4096))?;
+    let page = page_size();
+    // The entries are whole pages.
+    let num = (page / 2).max(4096);
+    let mut g = Guest::new(Config::with(VERSION_1 | EVENT_IDX).num(num as u16))?;
     // Calls from now on are for an index that was passed.
     send(&mut g)?;
     g.tx.calls();
     // The last page of the available ring, which has just the end of the entries, and the event index; or the page of what a
     // packed ring has for events.
-    let before = if packed::by_default() { 0 } else { 2 * PAGE };
-    let (at, _) = g.mem.hva(g.tx.avail + before);
+    let before = if packed::by_default() { 0 } else { 2 * num };
+    let (at, _) = g.mem.hva(g.tx.avail + before as u64);
     // SAFETY: a page of guest memory that nobody but the device touches any more.
-    let r = unsafe { libc::mprotect(at.cast(), PAGE as usize, libc::PROT_NONE) };
+    let r = unsafe { libc::mprotect(at.cast(), page, libc::PROT_NONE) };
     check_eq!(r, 0, "mprotect");
     let p = frame(2, 60);
     let at = g.place(&p);

@@ -11,6 +11,7 @@ use kselftest::counters::info;
 use kselftest::counters::Before;
 use kselftest::feature::*;
 use kselftest::ktap::Test;
+use kselftest::sys::page_size;
 use kselftest::task::worker_of;
 use kselftest::*;
 use vhost::net::VhostNet;
@@ -437,9 +438,10 @@ fn drops() -> Res {
         g.start()?;
         g.send_all(&[frame(1, 60)])?;
         let before = Before::of(&g)?;
-        let wall = g.mem.alloc(4096, 4096);
+        let page = page_size();
+        let wall = g.mem.alloc(page, page as u64);
         // SAFETY: a page of guest memory that nobody but the device touches any more.
-        check_eq!(unsafe { libc::munmap(g.mem.hva(wall).0.cast(), 4096) }, 0);
+        check_eq!(unsafe { libc::munmap(g.mem.hva(wall).0.cast(), page) }, 0);
         g.tx.add(&[Seg::r(wall, g.hdr + 60)]);
         g.tx.submit();
         g.tx.wait()?;

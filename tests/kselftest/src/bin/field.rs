@@ -22,12 +22,11 @@ use kselftest::net::tc;
 use kselftest::net::tcp_frame;
 use kselftest::net::ETH;
 use kselftest::sys::ioctl;
+use kselftest::sys::page_size;
 use kselftest::sys::State;
 use kselftest::task::settle;
 use kselftest::*;
 use vhost::net::VhostNet;
-
-const PAGE: usize = 4096;
 
 /// All that may be on its way through the network stack: as a tap is made, or as limited by QEMU (`sndbuf=`).
 const SNDBUFS: [Option<i32>; 2] = [None, Some(1 << 20)];
@@ -129,6 +128,12 @@ fn dropped(g: &mut Guest, bad: &[Seg], what: &str) -> Res {
     Ok(())
 }
 
+/// How many MiB a packet must have for the tap to refuse it: a packet is one allocation, and behind it pages that are a fraction
+/// of that.
+fn too_many_mib() -> Res<usize> {
+    Ok((sys::largest_allocation()? * 5 / 4) >> 20)
+}
+
 /// A packet longer than any network takes: the tap refuses it each time, and is always ready for it.
 fn too_long() -> Res {
     each(|g| {
@@ -136,7 +141,8 @@ fn too_long() -> Res {
         g.mem.fill(area, 64, 0);
         g.send_all(&[frame(1, 60)])?;
         let before = counts(g, "tx")?;
-        let lengths = [5, 17, 200];
+        let least = too_many_mib()?;
+        let lengths = [least, least + 12, 200];
         for mib in lengths {
             // The header, and the same again and again.
             let mut chain = vec![Seg::r(area, g.hdr)];
@@ -154,7 +160,7 @@ fn too_long_and_last() -> Res {
     each(|g| {
         let area = g.mem.alloc(1 << 20, 4096);
         g.mem.fill(area, 64, 0);
-        g.tx.add(&vec![Seg::r(area, 1 << 20); 6]);
+        g.tx.add(&vec![Seg::r(area, 1 << 20); too_many_mib()? + 1]);
         g.tx.submit();
         g.tx.wait()?;
         idle(g)?;
@@ -166,8 +172,8 @@ fn too_long_and_last() -> Res {
 /// Packets that end before their header does, or before that of the network.
 fn too_short() -> Res {
     each(|g| {
-        let at = g.mem.alloc(PAGE, 4096);
-        g.mem.fill(at, PAGE, 0);
+        let at = g.mem.alloc(4096, 4096);
+        g.mem.fill(at, 4096, 0);
         g.send_all(&[frame(1, 60)])?;
         let hdr = g.hdr;
         for len in [1, 5, hdr - 1, hdr, hdr + 1, hdr + ETH - 1] {
@@ -285,10 +291,11 @@ fn unreadable() -> Res {
         let mut n = 0;
         for how in [Gone::Protected, Gone::Unmapped] {
             // Two good pages, and two bad ones behind them.
-            let at = g.mem.alloc(4 * PAGE, 4096);
-            g.mem.fill(at, 2 * PAGE, 0);
-            let wall = at + 2 * PAGE as u64;
-            how.apply(g, wall, 2 * PAGE)?;
+            let page = page_size();
+            let at = g.mem.alloc(4 * page, page as u64);
+            g.mem.fill(at, 2 * page, 0);
+            let wall = at + 2 * page as u64;
+            how.apply(g, wall, 2 * page)?;
             let chains = [
                 ("all of it", vec![Seg::r(wall, hdr + 60)]),
                 ("all of a long one", vec![Seg::r(wall, hdr + 5000)]),
@@ -363,9 +370,10 @@ fn unwritable(features: u64) -> Res {
             let before = counts(&g, "rx")?;
 
             // A good page, and a bad one behind it.
-            let at = g.mem.alloc(2 * PAGE, 4096);
-            let wall = at + PAGE as u64;
-            how.apply(&g, wall, PAGE)?;
+            let page = page_size();
+            let at = g.mem.alloc(2 * page, page as u64);
+            let wall = at + page as u64;
+            how.apply(&g, wall, page)?;
             let hdr = g.hdr;
             // Mergeable buffers are smaller than packets, so that the bad one is among good ones.
             let size = if mergeable { 400 } else { hdr + LEN };
@@ -442,8 +450,9 @@ fn unwritable_in_order() -> Res {
 
 fn all_unwritable(features: u64) -> Res {
     let mut g = Guest::new(Config::with(features).num(64))?;
-    let at = g.mem.alloc(PAGE, 4096);
-    Gone::Protected.apply(&g, at, PAGE)?;
+    let page = page_size();
+    let at = g.mem.alloc(page, page as u64);
+    Gone::Protected.apply(&g, at, page)?;
     for i in 0..64 {
         g.rx.add(&[Seg::w(at, 500)]);
         g.peer.send(&frame(i, 100))?;

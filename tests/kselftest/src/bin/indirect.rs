@@ -162,7 +162,7 @@ fn mixed() -> Res {
 
 /// A table that begins in one memory region and ends in another.
 fn across_regions() -> Res {
-    let r = 0x1000;
+    let r = sys::page_size() as u64;
     let regions = (0..8).map(|i| (0x1000_0000 + i * r, r));
     let cfg = Config {
         regions: [(mem::BASE, 8 << 20)].into_iter().chain(regions).collect(),

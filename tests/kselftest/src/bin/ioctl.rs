@@ -68,17 +68,24 @@ fn socket_of(domain: i32, kind: i32, protocol: i32) -> Res<File> {
 fn page(prot: i32) -> *mut u8 {
     // SAFETY: a new mapping, of which the first page then gets its protection.
     unsafe {
+        let size = page_size();
         let p = mmap(
             null_mut(),
-            8192,
+            2 * size,
             PROT_NONE,
             MAP_PRIVATE | MAP_ANONYMOUS,
             -1,
             0,
         );
-        assert!(p != MAP_FAILED && mprotect(p, 4096, prot) == 0);
+        assert!(p != MAP_FAILED && mprotect(p, size, prot) == 0);
         p.cast()
     }
+}
+
+/// The last bytes, so many, before what can't be used.
+fn end_of_page(len: usize) -> *mut u8 {
+    // SAFETY: within the page.
+    unsafe { page(PROT_READ | PROT_WRITE).add(page_size() - len) }
 }
 
 fn set_owner() -> Res {
@@ -414,17 +421,16 @@ fn features_array() -> Res {
     errno!(f, SET_FEATURES_ARRAY, NULL, EFAULT);
     errno!(f, GET_FEATURES_ARRAY, page(PROT_READ), 0);
     // A count that no memory holds.
-    for count in [1024, 1 << 40, 1 << 61, u64::MAX] {
+    let two_pages = page_size() as u64 / 4;
+    for count in [two_pages, 1 << 40, 1 << 61, u64::MAX] {
         let p = page(PROT_READ | PROT_WRITE).cast::<u64>();
         // SAFETY: the page is writable.
         unsafe { p.write(count) };
         errno!(f, SET_FEATURES_ARRAY, p, EFAULT);
         errno!(f, GET_FEATURES_ARRAY, p, EFAULT);
     }
-    let p = page(PROT_READ | PROT_WRITE).cast::<u64>();
-    // SAFETY: the last word of the page.
-    let last = unsafe { p.add(511) };
-    // SAFETY: as above.
+    let last = end_of_page(8).cast::<u64>();
+    // SAFETY: a word is there.
     unsafe { last.write(1) };
     errno!(f, GET_FEATURES_ARRAY, last, EFAULT);
     errno!(f, SET_FEATURES_ARRAY, last, EFAULT);
@@ -456,7 +462,7 @@ fn features_array_killed() -> Res {
     check!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
     if pid == 0 {
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-        let (rw, size) = (PROT_READ | PROT_WRITE, 8 * count + 4096);
+        let (rw, size) = (PROT_READ | PROT_WRITE, 8 * count + page_size());
         // SAFETY: a new mapping of zeroes, in which the child writes the first word and the kernel reads.
         unsafe {
             let p = mmap(null_mut(), size, rw, flags, -1, 0).cast::<u64>();
@@ -574,8 +580,7 @@ fn mem_table_errors() -> Res {
     );
     errno!(f, SET_MEM_TABLE, NULL, EFAULT);
     // The table ends where no memory is.
-    // SAFETY: within the page.
-    let end = unsafe { page(PROT_READ | PROT_WRITE).add(4096 - 40).cast::<u64>() };
+    let end = end_of_page(40).cast::<u64>();
     for (i, w) in mem_table(2, 0, &[r]).into_iter().enumerate() {
         // SAFETY: five words fit.
         unsafe { end.add(i).write(w) };
@@ -663,8 +668,7 @@ fn vring_num() -> Res {
     errno!(f, SET_VRING_NUM, &state(u32::MAX, 256), ENOBUFS);
     errno!(f, SET_VRING_NUM, NULL, EFAULT);
     // The index can be read, the number can't.
-    // SAFETY: within the page.
-    let half = unsafe { page(PROT_READ | PROT_WRITE).add(4092) };
+    let half = end_of_page(4);
     errno!(f, SET_VRING_NUM, half, EFAULT);
     Ok(())
 }
@@ -761,8 +765,7 @@ fn vring_addr() -> Res {
         "not looked at before there is a backend"
     );
     errno!(f, SET_VRING_ADDR, NULL, EFAULT);
-    // SAFETY: within the page.
-    let half = unsafe { page(PROT_READ | PROT_WRITE).add(4096 - 32) };
+    let half = end_of_page(32);
     errno!(f, SET_VRING_ADDR, half, EFAULT);
     Ok(())
 }
@@ -818,8 +821,7 @@ fn vring_eventfds() -> Res {
         }
         errno!(f, req, &file(2, ev.as_raw_fd()), ENOBUFS);
         errno!(f, req, NULL, EFAULT);
-        // SAFETY: within the page.
-        let half = unsafe { page(PROT_READ | PROT_WRITE).add(4092) };
+        let half = end_of_page(4);
         errno!(f, req, half, EFAULT);
     }
     Ok(())
@@ -948,7 +950,7 @@ fn set_backend_early() -> Res {
         Addr { used: kernel, ..a },
         // Not mapped, not writable.
         Addr {
-            used: p + 0x1000,
+            used: p + page_size() as u64,
             ..a
         },
         Addr {
@@ -1032,7 +1034,14 @@ fn other_calls() -> Res {
     // SAFETY: plain system calls on an open file.
     unsafe {
         check_eq!(lseek(f.as_raw_fd(), 10, SEEK_SET), 0, "seek");
-        let p = mmap(null_mut(), 4096, PROT_READ, MAP_SHARED, f.as_raw_fd(), 0);
+        let p = mmap(
+            null_mut(),
+            page_size(),
+            PROT_READ,
+            MAP_SHARED,
+            f.as_raw_fd(),
+            0,
+        );
         check_eq!(p, MAP_FAILED, "mmap");
         check_eq!(std::io::Error::last_os_error().raw_os_error(), Some(ENODEV));
         let mut st: stat = std::mem::zeroed();

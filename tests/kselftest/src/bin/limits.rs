@@ -404,7 +404,7 @@ fn shared() -> Res<&'static AtomicU64> {
     );
     // SAFETY: a new mapping that stays, of which the first bytes are used as a number.
     unsafe {
-        let p = libc::mmap(null_mut(), 4096, prot, flags, -1, 0);
+        let p = libc::mmap(null_mut(), page_size(), prot, flags, -1, 0);
         check!(p != libc::MAP_FAILED, "mmap");
         Ok(&*p.cast())
     }
@@ -841,10 +841,10 @@ impl Missing {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
         let api = [0xaau64, 0, 0];
-        let register = [page as u64, 4096, 1, 0];
+        let register = [page as u64, page_size() as u64, 1, 0];
         // SAFETY: a page of guest memory, in place of which another one is mapped; valid structures.
         unsafe {
-            let p = libc::mmap(page.cast(), 4096, prot, flags, -1, 0);
+            let p = libc::mmap(page.cast(), page_size(), prot, flags, -1, 0);
             check!(p == page.cast(), "mmap");
             let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
             let fd = libc::syscall(libc::SYS_userfaultfd, flags);
@@ -867,7 +867,7 @@ impl Missing {
 
     fn serve(&self) -> Res {
         const ZEROPAGE: u64 = 0xc020_aa04;
-        let zero = [self.page, 4096, 0, 0];
+        let zero = [self.page, page_size() as u64, 0, 0];
         check_eq!(ioctl(&self.fd, ZEROPAGE, &zero), 0, "UFFDIO_ZEROPAGE");
         Ok(())
     }
@@ -877,7 +877,8 @@ impl Missing {
 fn waiting(kernel_thread: bool) -> Res<(Guest, Missing)> {
     let mut g = Guest::stopped(config(kernel_thread))?;
     g.net.set_backend(RX, Some(&g.tap.fd))?;
-    let at = g.mem.alloc(4096, 4096);
+    let page = page_size();
+    let at = g.mem.alloc(page, page as u64);
     let missing = Missing::new(&g, at)?;
     g.rx.add(&[Seg::w(at, 4096)]);
     g.rx.submit();
@@ -895,8 +896,9 @@ fn published_beside_fault() -> Res {
             ..config(kernel_thread)
         };
         // Where the device asks is alone in the last page of the used ring, but for an entry.
-        let mut g = Guest::stopped(cfg.num(1024))?;
-        let missing = Missing::new(&g, g.tx.used + 8192)?;
+        let num = (page_size() / 8).max(1024);
+        let mut g = Guest::stopped(cfg.num(num as u16))?;
+        let missing = Missing::new(&g, g.tx.used + 8 * num as u64)?;
         g.net.set_backend(TX, Some(&g.tap.fd))?;
         missing.wanted()?;
         let p = frame(1, 60);

@@ -144,10 +144,11 @@ fn regions_64() -> Res {
 
 /// Each of 64 regions holds what was written there.
 fn all_of_64_regions() -> Res {
+    let page = sys::page_size() as u64;
     let regions: Vec<_> = [(mem::BASE, 4 << 20)]
         .into_iter()
         // From high to low, with gaps.
-        .chain((0..63).rev().map(|i| (AREA + i * 0x10_0000, 0x2000)))
+        .chain((0..63).rev().map(|i| (AREA + i * 0x10_0000, 2 * page)))
         .collect();
     let mut g = Guest::new(Config {
         regions: regions.clone(),
@@ -162,15 +163,12 @@ fn all_of_64_regions() -> Res {
         g.tx.submit();
         g.tx.wait()?;
         same(&g.peer.recv()?, &p, "sent packet")?;
-        g.rx.add(&[Seg::w(gpa + 4000, g.hdr + 600)]);
+        let at = gpa + page - 96;
+        g.rx.add(&[Seg::w(at, g.hdr + 600)]);
         g.rx.submit();
         g.peer.send(&p)?;
         g.rx.wait()?;
-        same(
-            &g.mem.read(gpa + 4000 + g.hdr as u64, 600),
-            &p,
-            "received packet",
-        )?;
+        same(&g.mem.read(at + g.hdr as u64, 600), &p, "received packet")?;
     }
     Ok(())
 }

@@ -83,10 +83,11 @@ fn last_word() -> *const u32 {
     unsafe {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let at = libc::mmap(std::ptr::null_mut(), 8192, prot, flags, -1, 0);
+        let page = sys::page_size();
+        let at = libc::mmap(std::ptr::null_mut(), 2 * page, prot, flags, -1, 0);
         assert_ne!(at, libc::MAP_FAILED);
-        libc::mprotect(at.add(4096), 4096, libc::PROT_NONE);
-        at.add(4092).cast()
+        libc::mprotect(at.add(page), page, libc::PROT_NONE);
+        at.add(page - 4).cast()
     }
 }
 

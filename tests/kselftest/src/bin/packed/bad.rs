@@ -4,6 +4,7 @@
 
 use kselftest::ring::INDIRECT as INDIRECT_FLAG;
 use kselftest::ring::NEXT;
+use kselftest::sys::page_size;
 use kselftest::sys::until;
 
 use super::chains::table;
@@ -189,7 +190,7 @@ pub fn unreadable() -> Res {
     let protect = |g: &Guest, prot: i32| -> Res {
         let (at, _) = g.mem.hva(g.tx.desc);
         // SAFETY: a page of guest memory that nobody but the device touches meanwhile.
-        check_eq!(unsafe { libc::mprotect(at.cast(), 4096, prot) }, 0);
+        check_eq!(unsafe { libc::mprotect(at.cast(), page_size(), prot) }, 0);
         Ok(())
     };
     for round in 0..7 {
