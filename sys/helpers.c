@@ -37,15 +37,12 @@ __vhost_helper int rust_helper_cgroup_attach_task_all(struct task_struct *from,
 
 /* linux/entry-virt.h */
 
-__vhost_helper void rust_helper_xfer_to_guest_mode_handle_work(void)
-{
 #ifdef CONFIG_VIRT_XFER_TO_GUEST_WORK
-	if (__xfer_to_guest_mode_work_pending())
-		xfer_to_guest_mode_handle_work();
-#else
-	cond_resched();
-#endif
+__vhost_helper bool rust_helper_xfer_to_guest_mode_work_pending(void)
+{
+	return __xfer_to_guest_mode_work_pending();
 }
+#endif
 
 /* linux/if_tap.h, linux/if_tun.h */
 
@@ -99,18 +96,9 @@ __vhost_helper void rust_helper_tun_ptr_free(void *ptr)
 	tun_ptr_free(ptr);
 }
 
-/* Who waits for room in the ring is woken before it is unlocked, or could miss that. */
-__vhost_helper int rust_helper_tun_consume_batched(struct file *file, struct ptr_ring *r,
-						   void **array, int n)
+__vhost_helper void rust_helper_tun_wake_queue(struct file *file, int consumed)
 {
-	int count;
-
-	spin_lock(&r->consumer_lock);
-	count = __ptr_ring_consume_batched(r, array, n);
-	if (count > 0)
-		tun_wake_queue(file, count);
-	spin_unlock(&r->consumer_lock);
-	return count;
+	tun_wake_queue(file, consumed);
 }
 
 /* linux/kcov.h */
@@ -156,6 +144,19 @@ __vhost_helper __poll_t rust_helper_vfs_poll(struct file *file, struct poll_tabl
 }
 
 /* linux/ptr_ring.h */
+
+__vhost_helper int rust_helper_ptr_ring_lock_and_consume(struct ptr_ring *r, void **array, int n)
+	__acquires(&r->consumer_lock)
+{
+	spin_lock(&r->consumer_lock);
+	return __ptr_ring_consume_batched(r, array, n);
+}
+
+__vhost_helper void rust_helper_ptr_ring_unlock(struct ptr_ring *r)
+	__releases(&r->consumer_lock)
+{
+	spin_unlock(&r->consumer_lock);
+}
 
 __vhost_helper void rust_helper_ptr_ring_unconsume(struct ptr_ring *r, void **batch, int n,
 						   void (*destroy)(void *))

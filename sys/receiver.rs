@@ -96,14 +96,19 @@ impl RingBatch {
     #[inline(never)]
     fn refill(&mut self) -> bool {
         // SAFETY: By the type invariant the ring is valid, and the file's, and the array has the given
-        // length.
+        // length. The consumer's lock is held from the first function to the last, as the other
+        // wants.
         let count = unsafe {
-            local::tun_consume_batched(
-                self.sock.file().as_ptr(),
+            let count = local::ptr_ring_lock_and_consume(
                 self.ring.as_ptr(),
                 self.frames.as_mut_ptr().cast::<*mut c_void>(),
                 RING_BATCH as c_int,
-            )
+            );
+            if count > 0 {
+                local::tun_wake_queue(self.sock.file().as_ptr(), count);
+            }
+            local::ptr_ring_unlock(self.ring.as_ptr());
+            count
         };
         // INVARIANT: So many frames were written, and are ours.
         self.head = 0;

@@ -220,11 +220,23 @@ impl<T: Work> VhostTask<T> {
         unsafe { bindings::set_current_running() };
         // SAFETY: The current task is a thread of a user process, whose address space it shares.
         job.work.run(batch, unsafe { CurrentMm::assume() });
-        // What a thread has to do before it goes back to user space, where this one never goes: a
-        // CPU limit takes it off the CPU here. A signal is left to who calls this.
-        // SAFETY: The current task holds no lock.
-        unsafe { bindings::xfer_to_guest_mode_handle_work() };
+        Self::pause();
         true
+    }
+
+    /// What a thread has to do before it goes back to user space, where this one never goes: a CPU
+    /// limit takes it off the CPU here. A signal is left to who calls [`Self::run`].
+    #[inline(always)]
+    fn pause() {
+        #[cfg(CONFIG_VIRT_XFER_TO_GUEST_WORK)]
+        // SAFETY: The current task holds no lock.
+        unsafe {
+            if bindings::xfer_to_guest_mode_work_pending() {
+                bindings::xfer_to_guest_mode_handle_work();
+            }
+        }
+        #[cfg(not(CONFIG_VIRT_XFER_TO_GUEST_WORK))]
+        super::sched::cond_resched();
     }
 
     /// The process is being killed, and `run` is called no more.
