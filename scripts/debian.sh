@@ -8,8 +8,8 @@
 # machine, unpacked and not set up, since no program of theirs runs here.
 
 # What makes the metadata and the module; what the VM runs.
-read -ra debian_tools <<<"bc bindgen bison cpio debian-archive-keyring flex $debian_gcc kmod libc6-dev libdw-dev libelf-dev libssl-dev make
-    openssl pahole perl python3 rsync rust-src rustc rustfmt xz-utils linux-base linux-source-$debian_series"
+debian_tools=(bc bindgen bison cpio debian-archive-keyring flex "${debian_gcc[@]}" kmod libc6-dev libdw-dev libelf-dev libssl-dev make
+    openssl pahole perl python3 rsync rust-src rustc rustfmt xz-utils linux-base "linux-source-$debian_series")
 debian_headers=linux-headers-$debian_package
 # And the kernel's own two packages, for linux-image wants an initramfs.
 debian_runtime=(busybox-static ethtool iperf3 iproute2 iputils-ping linux-perf procps udev)

@@ -22,17 +22,17 @@ debian_tools_root= # where the compilers are, if that is not the same
 case $arch-$flavour in
 amd64-base | amd64-debug) ;;
 amd64-debian | amd64-debian-rt | amd64-debian-cloud)
-    debian_suite=trixie debian_series=7.3 debian_gcc=gcc-14 debian_root=$cache/debian/13
+    debian_suite=trixie debian_series=7.3 debian_gcc=(gcc-14) debian_root=$cache/debian/13
     debian_package=${flavour#debian}-amd64
     debian_package=${debian_package#-} # the end of a package's name, as in linux-image-rt-amd64
     ;;
 amd64-debian-7.2)
     # Until that suite has another series: forky follows it.
-    debian_suite=sid debian_series=7.2 debian_gcc=gcc-16 debian_root=$cache/debian/sid
+    debian_suite=sid debian_series=7.2 debian_gcc=(gcc-16) debian_root=$cache/debian/sid
     debian_package=amd64
     ;;
 arm64-debian | arm64-debian-16k)
-    debian_suite=trixie debian_series=7.3 debian_gcc='gcc-14 gcc-14-aarch64-linux-gnu libc6-dev-arm64-cross' debian_root=$cache/debian/arm64${flavour#debian}
+    debian_suite=trixie debian_series=7.3 debian_gcc=(gcc-14 gcc-14-aarch64-linux-gnu libc6-dev-arm64-cross) debian_root=$cache/debian/arm64${flavour#debian}
     debian_package=arm64${flavour#debian}
     debian_tools_root=$cache/debian/13
     build=build/arm64
