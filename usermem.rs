@@ -158,7 +158,7 @@ pub trait UserMemory: Copy {
     fn store_u64(&self, addr: UserAddr, value: u64) -> Result;
 
     /// Sets the bits of `mask` in the 32-bit word at `addr`, which is a multiple of four, in one
-    /// atomic read-modify-write.
+    /// atomic read-modify-write. Fails with `EFAULT`, also if others change the word without end.
     fn set_bits(&self, addr: UserAddr, mask: u32) -> Result;
 
     /// Orders earlier reads before later reads (`smp_rmb()`).

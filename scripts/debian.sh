@@ -20,6 +20,8 @@ amd64)
     debian_runtime+=(qemu-system-x86)
     ;;
 *)
+    # And those of this machine's kernel: what is installed now lifts the source that both are made of.
+    debian_tools+=(linux-headers-amd64)
     debian_foreign=1
     debian_headers+=:$arch
     debian_runtime+=(ca-certificates kmod mawk python3 qemu-system-arm)
@@ -46,7 +48,13 @@ debian_report() {
     echo "Debian's kernel $(cat "$kdir.release") is ready in $kdir$age" >&2
 }
 
+# What in_debian needs to reach the archive: the host's, as it is today.
+debian_network() {
+    cp -L /etc/resolv.conf /etc/hosts "$debian_tools_root/etc/"
+}
+
 step_update() {
+    debian_network
     in_debian apt-get update && in_debian apt-get -y --with-new-pkgs upgrade || {
         echo "Could not bring the root of Debian $debian_suite up to date: is the network there?" >&4
         return 1
@@ -91,7 +99,7 @@ in_debian() {
 }
 
 debian_install() {
-    cp -L /etc/resolv.conf /etc/hosts "$debian_tools_root/etc/"
+    debian_network
     # The package lists are those of the day when the root was made.
     in_debian apt-get -y install "$@" || { in_debian apt-get update && in_debian apt-get -y install "$@"; }
 }
@@ -99,6 +107,7 @@ debian_install() {
 step_metadata() {
     local pid status=0
     if [ -n "$debian_foreign" ]; then
+        debian_network
         cp "$root/scripts/debian-preferences" "$debian_tools_root/etc/apt/preferences.d/kernel"
         in_debian sh -c 'dpkg --print-foreign-architectures | grep -qx "$0" || { dpkg --add-architecture "$0" && apt-get update; }' "$arch"
     fi

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Inline functions and macros of the kernel that sys/ calls, made callable from Rust. No logic, but
- * for two ways to read user memory that the kernel has no macro for, and where what is called together
- * for each packet is one function here: a call costs more than what most of these do.
+ * for three ways to read user memory that the kernel has no function for, and where what is called
+ * together for each packet is one function here: a call costs more than what most of these do.
  *
  * Sorted by header. With CONFIG_RUST_INLINE_HELPERS this file becomes bitcode that is linked into
  * the Rust object, and the functions are inlined; otherwise it is an object of the module.

@@ -180,8 +180,8 @@ impl<T: Wake> PollEntry<T> {
         Ok(ready)
     }
 
-    /// Tells another target from now on, if the entry is started. When this returns, the one before is
-    /// told no more; no event is lost in between.
+    /// Tells another target from now on, if the entry is started; one that is paused is stopped. When
+    /// this returns, the one before is told no more; no event is lost in between.
     pub fn set_target(self: Pin<&mut Self>, target: Arc<T>) {
         let inner = self.inner.get();
         // SAFETY: As for the first look at `queue` in `begin`.

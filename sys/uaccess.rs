@@ -54,6 +54,10 @@ pub struct CurrentMm<'mm> {
 /// What is no longer is copied by words: a processor's string instructions have to get going.
 const FEW: usize = 128;
 
+/// How often a word is tried to be changed that others write to all the time. A writer elsewhere
+/// makes it fail a few times; one that makes all of these fail does nothing else.
+const TRIES: usize = 1024;
+
 impl CurrentMm<'_> {
     /// The token of a task that is known to have an address space.
     ///
@@ -199,17 +203,18 @@ impl UserMemory for CurrentMm<'_> {
 
     #[inline]
     fn set_bits(&self, addr: UserAddr, mask: u32) -> Result {
-        loop {
+        for _ in 0..TRIES {
             // SAFETY: The function checks the user address.
             let err = unsafe { bindings::futex_atomic_or(mask, addr.get() as *mut u32) };
             match to_result(err) {
                 Ok(()) => return Ok(()),
-                // Others write to the word so often that it gave up, as arm64 does. A thread of a
-                // process that is to end does not wait for them.
+                // Others write to the word so often that it gave up, as arm64 does after 128 tries.
+                // A thread of a process that is to end does not wait for them.
                 Err(EAGAIN) if !is_killed() => cond_resched(),
-                Err(_) => return Err(EFAULT),
+                Err(_) => break,
             }
         }
+        Err(EFAULT)
     }
 
     #[inline(always)]

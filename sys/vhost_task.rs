@@ -220,14 +220,14 @@ impl<T: Work> VhostTask<T> {
         unsafe { bindings::set_current_running() };
         // SAFETY: The current task is a thread of a user process, whose address space it shares.
         job.work.run(batch, unsafe { CurrentMm::assume() });
-        Self::pause();
+        Self::do_pending();
         true
     }
 
     /// What a thread has to do before it goes back to user space, where this one never goes: a CPU
     /// limit takes it off the CPU here. A signal is left to who calls [`Self::run`].
     #[inline(always)]
-    fn pause() {
+    fn do_pending() {
         #[cfg(CONFIG_VIRT_XFER_TO_GUEST_WORK)]
         // SAFETY: The current task holds no lock.
         unsafe {

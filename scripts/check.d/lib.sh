@@ -59,8 +59,8 @@ builds_silently() {
 }
 build_silently() {
     local output
-    rm -rf "$module_out"
-    output=$(flock "$module_lock" make modules 2>&1) || {
+    # shellcheck disable=SC2016  # for the inner shell
+    output=$(flock "$module_lock" sh -c 'rm -rf "$0" && make modules' "$module_out" 2>&1) || {
         echo "$output"
         return 1
     }
@@ -70,6 +70,7 @@ build_silently() {
 
 # kselftest COMMAND: module-checks and a command that prints KTAP, in one VM; counts their tests.
 kselftest() {
+    [ "$flavour" = installed ] || NEED_CARGO=1 scripts/kernel
     scripts/cargo tests/kselftest build --release
 
     local ktap=$build/check/kselftest-$flavour.ktap status=0 planned good
