@@ -324,6 +324,13 @@ impl Stats {
         } else {
             self.calls_suppressed.add(1);
         }
+        if trace::call_enabled() {
+            self.trace_call(used, signalled);
+        }
+    }
+
+    #[cold]
+    fn trace_call(&self, used: u16, signalled: bool) {
         trace::call(self.owner(), self.queue, used, signalled);
     }
 
@@ -344,6 +351,13 @@ impl Stats {
         self.turns.add(1);
         self.kicks.add(u64::from(kicked));
         self.wakeups.add(u64::from(woken));
+        if trace::work_enabled() {
+            self.trace_work(kicked, ready, woken, since);
+        }
+    }
+
+    #[cold]
+    fn trace_work(&self, kicked: bool, ready: bool, woken: bool, since: u64) {
         let cause = u32::from(kicked) | u32::from(ready) << 1 | u32::from(woken) << 2;
         trace::work(self.owner(), self.queue, cause, since);
     }

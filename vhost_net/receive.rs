@@ -118,20 +118,19 @@ fn receive_to<F: RingFormat>(
             let count = counted.then(|| endian.u16(take.chains()));
             fill(mm, receiver, &state.segments, skip, sock_len, count, stats)
         };
-        if let Some(err) = filled.err().filter(|&err| err != EFAULT) {
-            // It will never fit, or the backend has it no more. The buffers are put back.
-            stats.lost(Loss::of(err), packet);
-            continue;
-        }
-        if let Some(log) = log {
+        // What was written in part too.
+        if let Some(log) = log.filter(|_| matches!(filled, Ok(()) | Err(EFAULT))) {
             match mark(mm, log, mem, &state.segments, &state.dirty, len) {
                 Ok(()) => state.logged = true,
                 Err(_) => stats.unlogged.add(1),
             }
         }
-        if filled.is_err() {
-            stats.lost(Loss::Buffers, packet);
-            take.complete_empty();
+        if let Err(err) = filled {
+            // If it will never fit, or the backend has it no more, the buffers are put back.
+            if err == EFAULT {
+                take.complete_empty();
+            }
+            stats.lost(Loss::of(err), packet);
             continue;
         }
         take.complete();

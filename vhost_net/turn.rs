@@ -217,6 +217,7 @@ fn wake_by(
 /// what ends here, if the queue pauses.
 ///
 /// Fails as [`Queue::publish`].
+#[inline(always)]
 fn finish(
     queue: &mut Queue,
     mm: CurrentMm<'_>,
