@@ -461,7 +461,7 @@ impl<D: Driver> Run for Device<D> {
                     ready,
                     waited_for: bits.has_after(index),
                     woken: bits.woken(),
-                    since: if kicked { kicks.since(index) } else { 0 },
+                    since: kicks.since(index, kicked),
                 };
                 let msecs = D::run(self, mm, index, cause);
                 if msecs > 0 {

@@ -71,12 +71,19 @@ impl Kicks {
         }
     }
 
-    /// How many nanoseconds ago queue `index` was kicked, which runs now; 0 if that is not known.
+    /// How many nanoseconds ago queue `index` was kicked, which runs now; 0 if that is not known, or if
+    /// it was not `kicked`.
     #[inline]
-    pub fn since(&self, index: usize) -> u64 {
-        if !trace::work_enabled() {
-            return 0;
+    pub fn since(&self, index: usize, kicked: bool) -> u64 {
+        if trace::work_enabled() && kicked {
+            self.take(index)
+        } else {
+            0
         }
+    }
+
+    #[cold]
+    fn take(&self, index: usize) -> u64 {
         let Some(at) = self.at.get(index) else {
             return 0;
         };

@@ -356,7 +356,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         // When in doubt, call: a driver that is called for nothing only looks.
         let wanted = self.ring.wants_call(mm);
         let signalled = !matches!(wanted, Ok(false));
-        self.stats.called(self.ring.used_idx(), signalled);
+        self.stats.called(signalled, || self.ring.used_idx());
         if signalled {
             call.signal();
         }

@@ -318,14 +318,14 @@ impl Stats {
 
     /// The driver was called for all before `used`, or did not want that.
     #[inline]
-    pub fn called(&self, used: u16, signalled: bool) {
+    pub fn called(&self, signalled: bool, used: impl FnOnce() -> u16) {
         if signalled {
             self.calls.add(1);
         } else {
             self.calls_suppressed.add(1);
         }
         if trace::call_enabled() {
-            self.trace_call(used, signalled);
+            self.trace_call(used(), signalled);
         }
     }
 
