@@ -14,44 +14,28 @@ use crate::{
 };
 
 /// What a turn moves until it pauses. Each turn has one, and more where something was moved again
-/// after a pause. Nothing of one that began while nobody traced.
-pub struct Stretch(Option<Counts>);
-
-/// What the queue had moved when it began.
-struct Counts {
+/// after a pause.
+pub struct Stretch {
     packets: u64,
     bytes: u64,
-    /// Whether the turn has told of one before.
     told: bool,
-}
-
-impl Counts {
-    #[cold]
-    fn now(stats: &Stats, told: bool) -> Self {
-        Self {
-            packets: stats.packets.get(),
-            bytes: stats.bytes.get(),
-            told,
-        }
-    }
-}
-
-#[inline(always)]
-fn is_traced() -> bool {
-    trace::rx_end_enabled() || trace::tx_end_enabled()
 }
 
 impl Stretch {
     /// It begins now.
     #[inline(always)]
     pub fn begin(stats: &Stats) -> Self {
-        Self(is_traced().then(|| Counts::now(stats, false)))
+        Self {
+            packets: stats.packets.get(),
+            bytes: stats.bytes.get(),
+            told: false,
+        }
     }
 
     /// It ends, and the next one begins. What was moved is about to be given to the driver.
     #[inline(always)]
     pub fn end(&mut self, queue: &Queue) {
-        if is_traced() {
+        if trace::rx_end_enabled() || trace::tx_end_enabled() {
             self.tell(queue);
         }
     }
@@ -59,13 +43,10 @@ impl Stretch {
     #[cold]
     fn tell(&mut self, queue: &Queue) {
         let stats = &queue.stats;
-        let now = Counts::now(stats, true);
-        let Some(begin) = self.0.replace(now) else {
-            return;
-        };
-        let packets = stats.packets.get().wrapping_sub(begin.packets);
-        let bytes = stats.bytes.get().wrapping_sub(begin.bytes);
-        if packets > 0 || !begin.told {
+        let now = Self::begin(stats);
+        let packets = now.packets.wrapping_sub(self.packets);
+        let bytes = now.bytes.wrapping_sub(self.bytes);
+        if packets > 0 || !self.told {
             let tell = match queue.index() {
                 RX => trace::rx_end,
                 _ => trace::tx_end,
@@ -79,5 +60,6 @@ impl Stretch {
                 queue.ring.used_idx(),
             );
         }
+        *self = Self { told: true, ..now };
     }
 }
