@@ -20,8 +20,6 @@ amd64)
     debian_runtime+=(qemu-system-x86)
     ;;
 *)
-    # And those of this machine's kernel: what is installed now lifts the source that both are made of.
-    debian_tools+=(linux-headers-amd64)
     debian_foreign=1
     debian_headers+=:$arch
     debian_runtime+=(ca-certificates kmod mawk python3 qemu-system-arm)
@@ -99,7 +97,12 @@ in_debian() {
 }
 
 debian_install() {
+    local headers
     debian_network
+    # What comes now may lift the source of all flavours, which goes with headers of its version only.
+    mapfile -t headers < <(dpkg-query --root="$debian_tools_root" -W -f '${db:Status-Status} ${Package}:${Architecture}\n' 'linux-headers-[a-z]*' 2>/dev/null |
+        sed -n 's/^installed //p')
+    set -- "$@" ${headers[@]+"${headers[@]}"}
     # The package lists are those of the day when the root was made.
     in_debian apt-get -y install "$@" || { in_debian apt-get update && in_debian apt-get -y install "$@"; }
 }
