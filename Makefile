@@ -93,6 +93,7 @@ else
 # Not every make gives $(shell) the variables that it exports.
 KDIR = $(shell VM_ARCH=$(VM_ARCH) VM_KERNEL=$(KERNEL) scripts/kernel --print)
 TOOLCHAIN ?= $(shell VM_ARCH=$(VM_ARCH) VM_KERNEL=$(KERNEL) scripts/toolchain)
+HAS_KERNEL = VM_ARCH=$(VM_ARCH) VM_KERNEL=$(KERNEL) scripts/kernel --print >/dev/null
 # For Debian's kernels its own compilers are used, where they are installed.
 RUN := $(if $(filter debian%,$(KERNEL)),VM_ARCH=$(VM_ARCH) VM_KERNEL=$(KERNEL) scripts/in-debian)
 endif
@@ -103,11 +104,15 @@ OUT := $(CURDIR)/build/$(BUILD)$(if $(VM_KUNIT),-kunit)
 USUAL := $(filter $(addprefix $(CURDIR)/build/,debian kdir),$(OUT))
 
 .PHONY: modules
-modules:
-	@[ -n "$(KDIR)" ] || exit 1
+modules: has-kernel
 	$(RUN) $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(OUT) CONFIG_VHOST_NET_RUST=m $(KUNIT) $(TOOLCHAIN) modules
 	@$(if $(USUAL),cp $(OUT)/vhost_net.ko vhost_net.ko)
 	@echo "The module is $(if $(USUAL),vhost_net.ko,$(OUT)/vhost_net.ko)"
+
+# By itself, for what a recipe asks the scripts for is asked before its first line runs.
+.PHONY: has-kernel
+has-kernel:
+	@$(HAS_KERNEL)
 
 .PHONY: kernel
 kernel:

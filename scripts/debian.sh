@@ -128,7 +128,7 @@ step_metadata() {
         debian_install "${debian_runtime[@]}" "linux-binary-$(debian_release)" "linux-modules-$(debian_release)" || status=$?
     fi
     wait $pid || {
-        tail -n 1 "$kdir.reason" >&4
+        echo "In $debian_tools_root: $(tail -n 1 "$kdir.reason")" >&4
         cat "$kdir.reason"
         return 1
     }
@@ -177,7 +177,7 @@ debian_main() {
     step_count=$((5 + (${UPDATE:-0} == 1)))
     step_logs=$cache/logs/$flavour-$arch
     if [ "${1:-}" = --print ]; then
-        [ -e "$stamp" ] || fail "the kernel $flavour is not set up yet; 'make kernel VM_KERNEL=$flavour' does that"
+        [ -e "$stamp" ] || fail "the kernel $flavour${debian_foreign:+ of $arch} is not set up yet; 'make kernel VM_KERNEL=$flavour${debian_foreign:+ VM_ARCH=$arch}' does that"
         echo "$kdir"
         return
     fi
