@@ -41,6 +41,8 @@ pub struct Ahead {
     needed: usize,
     /// What is looked at is no longer what comes next.
     beyond: bool,
+    /// Of what comes next, not all could be looked at.
+    hides: bool,
     /// The most that there are with what does not come next.
     limit: usize,
     steps: u32,
@@ -54,6 +56,7 @@ impl Ahead {
             list: KVVec::new(),
             needed: 0,
             beyond: false,
+            hides: false,
             limit: 0,
             steps: 0,
         }
@@ -81,6 +84,7 @@ impl Ahead {
         // INVARIANT: There are none.
         self.needed = 0;
         self.beyond = false;
+        self.hides = false;
         self.limit = MAX_AHEAD.min(maps / 8);
         self.steps = STEPS;
     }
@@ -90,6 +94,17 @@ impl Ahead {
         self.beyond = true;
     }
 
+    /// What is looked at can't be seen, for something is missing or this has gone far enough.
+    pub fn hide(&mut self) {
+        self.hides |= !self.beyond;
+    }
+
+    /// Whether more of what comes next may be missing than is here: there is something that could
+    /// not be looked at.
+    pub fn hides_any(&self) -> bool {
+        self.hides
+    }
+
     /// Whether there is room for more misses.
     fn has_room(&self) -> bool {
         self.list.len() < if self.beyond { self.limit } else { MAX_AHEAD }
@@ -97,8 +112,16 @@ impl Ahead {
 
     /// Whether one more thing may be looked at.
     pub fn step(&mut self) -> Option<()> {
-        self.steps = self.steps.checked_sub(1).filter(|_| self.has_room())?;
-        Some(())
+        match self.steps.checked_sub(1).filter(|_| self.has_room()) {
+            Some(steps) => {
+                self.steps = steps;
+                Some(())
+            }
+            None => {
+                self.hide();
+                None
+            }
+        }
     }
 
     /// Adds a miss, unless its page is here, or there is no room.
@@ -132,7 +155,11 @@ impl Ahead {
         loop {
             let missing = maps.first_unmapped(at, last, hint, &mut self.steps);
             let Some(missing) = missing.filter(|_| self.has_room()) else {
-                return any || self.steps == 0 || !self.has_room();
+                let ended = self.steps == 0 || !self.has_room();
+                if ended {
+                    self.hide();
+                }
+                return any || ended;
             };
             any = true;
             let addr = Iova::new(missing);

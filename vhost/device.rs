@@ -356,8 +356,9 @@ impl<D: Driver> Device<D> {
     }
 
     /// Queue `index` has all that it waited for, by an update of the owner's, who is at it just
-    /// now. Looks in the worker's place what the queue needs then: what else the IOTLB does not
-    /// know is told at once. Returns whether the queue waits for that; if not, it can go on.
+    /// now. If that may show what else it needs, looks for it in the worker's place: what the IOTLB
+    /// does not know of that is told at once. Returns whether the queue waits for that; if not, it
+    /// can go on.
     ///
     /// The caller has the device's state locked, and no queue.
     pub(super) fn waits_for_more(&self, mm: CurrentMm<'_>, index: usize) -> bool {
@@ -368,7 +369,7 @@ impl<D: Driver> Device<D> {
         let Some(iotlb) = queue
             .iotlb
             .clone()
-            .filter(|_| queue.halted && queue.is_running())
+            .filter(|_| queue.halted && queue.is_running() && queue.ahead.hides_any())
         else {
             return false;
         };

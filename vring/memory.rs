@@ -161,7 +161,8 @@ impl RingMemory {
         Ok(())
     }
 
-    /// Adds to `ahead` what `iotlb` does not know of the areas. All of it is needed.
+    /// Adds to `ahead` what `iotlb` does not know of the areas. All of it is needed, and without it
+    /// nothing else can be looked at.
     pub(super) fn look_ahead(
         &self,
         iotlb: &Iotlb,
@@ -169,6 +170,7 @@ impl RingMemory {
         lookup: &mut Lookup,
         ahead: &mut Ahead,
     ) {
+        ahead.hide();
         let addrs = self.addrs;
         let mut area = |addr: UserAddr, len, access| {
             let addr = Iova::new(addr.get());

@@ -92,6 +92,7 @@ pub(super) fn look_ahead(
     let Lookup { hint, table } = lookup;
     if ahead.look(maps, desc.addr, u64::from(desc.len), Access::Read, hint) {
         // What is behind it can't be known, nor what is needed behind that.
+        ahead.hide();
         ahead.go_beyond();
         return Some(0);
     }

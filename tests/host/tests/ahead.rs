@@ -52,6 +52,8 @@ struct Device {
     /// An answer has woken it.
     woken: bool,
     turns: usize,
+    /// So often an answer had it look on.
+    looks: usize,
     taken: usize,
     offered: u16,
 }
@@ -76,6 +78,7 @@ impl Device {
             ahead: Ahead::new().unwrap(),
             woken: false,
             turns: 0,
+            looks: 0,
             taken: 0,
             offered: 0,
         };
@@ -103,6 +106,10 @@ impl Device {
 
     /// As the device's.
     fn waits_for_more(&mut self) -> bool {
+        if !self.ahead.hides_any() {
+            return false;
+        }
+        self.looks += 1;
         self.ahead.begin(self.iotlb.limit());
         let _ = self.ring.find(&self.iotlb);
         let (ahead, iotlb) = (&mut self.ahead, &self.iotlb);
@@ -217,7 +224,7 @@ fn seventeen_pages() {
         }
         assert!(device.woken);
         assert!(device.turn(false));
-        assert_eq!((device.taken, device.turns), (1, 2));
+        assert_eq!((device.taken, device.turns, device.looks), (1, 2, 0));
     }
 }
 
@@ -251,7 +258,7 @@ fn tables_and_what_they_name() {
     assert_eq!(serve(&mut device), [buffers(1), buffers(2)].concat());
     assert!(device.woken);
     assert!(device.turn(false));
-    assert_eq!((device.taken, device.turns), (3, 3));
+    assert_eq!((device.taken, device.turns, device.looks), (3, 3, 1));
 }
 
 /// However much a driver has made available, a look at it ends: here at a ring full of tables, of which nothing is missing.
@@ -308,8 +315,9 @@ fn what_a_look_says() {
     assert_eq!(ahead.iter().count(), 1);
     // So many maps it looks at, and no more, of which one is missing.
     ahead.begin(1024);
-    assert!(!look(&mut ahead, 301, 299));
+    assert!(!look(&mut ahead, 301, 299) && !ahead.hides_any());
     assert!(look(&mut ahead, 301, 299));
+    assert!(ahead.hides_any());
     assert!(look(&mut ahead, 0, 1));
     assert_eq!((ahead.iter().count(), ahead.step()), (0, None));
     // Where there is no more room, it says so of what it did not see.
@@ -323,8 +331,14 @@ fn what_a_look_says() {
         }
         assert!(look(&mut ahead, 2000, 1));
         assert_eq!((ahead.iter().count() as u64, ahead.step()), (room, None));
-        assert!(!ahead.needs_any());
+        assert!(!ahead.needs_any() && !ahead.hides_any());
     }
+    // As many as there is room for are needed next, and one more.
+    ahead.begin(1024);
+    assert!(look(&mut ahead, 1000, MAX_AHEAD as u64 - 1) && !ahead.hides_any());
+    assert!(look(&mut ahead, 2000, 2) && ahead.hides_any());
+    ahead.begin(1024);
+    assert!(!ahead.hides_any());
 }
 
 /// A head that is no descriptor's ends the look, whatever is there.

@@ -68,6 +68,8 @@ struct Model<'a> {
     known: &'a [Region],
     list: Vec<(Miss, bool)>,
     beyond: bool,
+    /// Of what is needed next, not all can be looked at.
+    hides: bool,
     steps: usize,
 }
 
@@ -129,6 +131,7 @@ impl Model<'_> {
             return None;
         }
         if self.range(desc.addr, len, Access::Read) {
+            self.hides |= !self.beyond;
             self.beyond = true;
             return Some(0);
         }
@@ -244,6 +247,7 @@ proptest! {
             known: &known,
             list: vec![],
             beyond: false,
+            hides: false,
             steps: 0,
         };
         model.chains(avail, num - out, wanted);
@@ -253,6 +257,9 @@ proptest! {
         // Half of what it may do is enough for this.
         if model.steps < 256 {
             prop_assert_eq!(got.len(), model.list.len().min(MAX_AHEAD));
+            if got.len() < MAX_AHEAD {
+                prop_assert_eq!(ahead.hides_any(), model.hides);
+            }
         }
     }
 }

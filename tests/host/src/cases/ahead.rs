@@ -100,6 +100,7 @@ pub fn check(case: &Case) -> Step {
         pair: &pair,
         list: vec![(first, true)],
         beyond: false,
+        hides: false,
         steps: 0,
     };
     if found {
@@ -113,6 +114,9 @@ pub fn check(case: &Case) -> Step {
     // Half of what it may do is enough for this.
     if model.steps < 256 {
         prop_assert_eq!(got.len(), model.list.len().min(MAX_AHEAD));
+        if got.len() < MAX_AHEAD {
+            prop_assert_eq!(ahead.hides_any(), model.hides);
+        }
     }
     Ok(())
 }
@@ -129,6 +133,8 @@ struct Model<'a> {
     pair: &'a Pair,
     list: Vec<(Miss, bool)>,
     beyond: bool,
+    /// Of what is needed next, not all can be looked at.
+    hides: bool,
     steps: u64,
 }
 
@@ -164,6 +170,7 @@ impl Model<'_> {
     }
 
     fn ring(&mut self) {
+        self.hides = true;
         let layout = &self.pair.layout;
         let num = u64::from(layout.num);
         let event = if layout.event_idx { 2 } else { 0 };
@@ -237,6 +244,7 @@ impl Model<'_> {
             return None;
         }
         if self.range(addr, len, false) {
+            self.hides |= !self.beyond;
             self.beyond = true;
             return Some((0, flags, next));
         }
