@@ -38,7 +38,11 @@ pub use ahead::Ahead;
 #[allow(unused_imports)]
 pub use ahead::MAX_AHEAD;
 pub use hint::Hint;
-pub use iotlb::Iotlb;
+pub use iotlb::{
+    Iotlb,
+    Update,
+    Updates, //
+};
 pub use maps::Maps;
 pub use segments::{
     Segments,

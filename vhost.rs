@@ -16,8 +16,8 @@
 //!   [`identity`]: what its worker is called; [`kicks`]: when it was kicked.
 //! - [`device`]: the owner ([`state`]) and the queues, and which lock comes first; runs a queue
 //!   for the worker. [`ioctl`], [`fd`] and [`features_arg`]: what the owner asks for.
-//!   [`misses`], [`message_io`] and [`behind`]: what they tell each other of the IOTLB. [`fdinfo`]: what
-//!   others see.
+//!   [`misses`], [`message_io`] and [`behind`]: what they tell each other of the IOTLB; [`late`]: who has
+//!   it locked meanwhile. [`fdinfo`]: what others see.
 
 #![forbid(unsafe_code)]
 
@@ -31,6 +31,7 @@ mod guard;
 mod identity;
 mod ioctl;
 mod kicks;
+mod late;
 mod message_io;
 mod misses;
 mod queue;

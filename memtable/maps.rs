@@ -137,9 +137,11 @@ impl Maps {
             .partition_point(|&slot| self.slot(slot).is_some_and(&f))
     }
 
-    /// Makes room for so many maps more. Fails with [`ENOMEM`].
+    /// Makes room for so many maps more: to add them takes no memory then. Fails with [`ENOMEM`].
     pub(super) fn reserve(&mut self, count: usize) -> Result {
-        self.slots.reserve(count, GFP_KERNEL_ACCOUNT)?;
+        let free = self.slots.len() - self.order.len();
+        self.slots
+            .reserve(count.saturating_sub(free), GFP_KERNEL_ACCOUNT)?;
         Ok(self.order.reserve(count, GFP_KERNEL_ACCOUNT)?)
     }
 

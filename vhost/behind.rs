@@ -5,7 +5,10 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    misses::Misses,
+    misses::{
+        Misses,
+        MAX_LATE, //
+    },
     work::QUEUES, //
 };
 use crate::memtable::{
@@ -34,7 +37,8 @@ impl Behind {
     pub(super) fn new() -> Result<Self> {
         let limit = crate::parameters::max_iotlb_entries();
         let limit = usize::try_from(limit).ok().filter(|&limit| limit > 0);
-        let iotlb = Iotlb::new(limit.ok_or(EINVAL)?);
+        let mut iotlb = Iotlb::new(limit.ok_or(EINVAL)?);
+        iotlb.make_room(MAX_LATE)?;
         Ok(Self {
             iotlb: Arc::pin_init(new_mutex!(iotlb, "vhost_iotlb"), GFP_KERNEL_ACCOUNT)?,
             misses: Misses::new()?,

@@ -13,7 +13,10 @@ use super::{
     behind::Behind,
     guard,
     kicks::Kicks,
-    misses::Misses,
+    misses::{
+        Misses,
+        MAX_LATE, //
+    },
     queue::{
         self,
         QueueState, //
@@ -34,12 +37,14 @@ use super::{
 use crate::{
     features::Features,
     memtable::{
-        Iotlb,
         MemTable, //
     },
     sys::{
         compat::ENOBUFS,
-        counter::Waiters,
+        counter::{
+            Counter,
+            Waiters, //
+        },
         sched::cond_resched,
         uaccess::CurrentMm, //
     },
@@ -139,7 +144,9 @@ pub struct Device<D: Driver> {
     /// How many threads want to lock what a worker may have locked.
     lock_waiters: Waiters,
     /// How many workers want to lock the IOTLB.
-    iotlb_waiters: Waiters,
+    pub(super) iotlb_waiters: Waiters,
+    /// 1 if updates of the IOTLB are put off. Changes under the lock of the misses.
+    pub(super) has_late: Counter,
 }
 
 impl<D: Driver> Device<D> {
@@ -160,6 +167,7 @@ impl<D: Driver> Device<D> {
                 readers <- new_poll_condvar!("vhost_readers"),
                 lock_waiters: Waiters::new(),
                 iotlb_waiters: Waiters::new(),
+                has_late: Counter::new(),
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -205,17 +213,6 @@ impl<D: Driver> Device<D> {
             .unwrap_or_else(|| self.lock_for_owner(queue));
         let ours = queue.worker.as_ref()?.id() == cause.worker;
         ours.then(|| QueueGuard::<D>::new(queue))
-    }
-
-    /// Locks the IOTLB, for a turn: another worker's may have it.
-    pub fn iotlb_to_run<'a>(&self, iotlb: &'a Mutex<Iotlb>) -> MutexGuard<'a, Iotlb> {
-        let locked = iotlb.try_lock();
-        locked.unwrap_or_else(|| self.iotlb_waiters.during(|| iotlb.lock()))
-    }
-
-    /// Who waits for that.
-    pub fn iotlb_waiters(&self) -> &Waiters {
-        &self.iotlb_waiters
     }
 
     /// Locks the queue beside the one of this index, for a worker that has that one locked. It may
@@ -274,7 +271,12 @@ impl<D: Driver> Device<D> {
         drop((first, second));
         self.each_queue(Queue::reset);
         *state = State::new();
-        self.misses.lock().close();
+        self.close_misses();
+    }
+
+    /// There is no IOTLB, and nobody is told of what it does not know.
+    fn close_misses(&self) {
+        self.change_late(Misses::close);
         self.readers.notify_all();
     }
 
@@ -302,6 +304,10 @@ impl<D: Driver> Device<D> {
         if features.has(Features::ACCESS_PLATFORM) {
             behind = Some(Behind::new().map_err(|_| EFAULT)?);
         }
+        // And so may what it does not know yet.
+        self.change_late(Misses::forget_late);
+        state.late_room = if behind.is_some() { MAX_LATE } else { 0 };
+        state.grain = u64::MAX;
         state.iotlb = behind.as_ref().map(|behind| behind.iotlb.clone());
         self.each_queue(|queue| {
             queue.set_iotlb(state.iotlb.clone());
@@ -318,8 +324,7 @@ impl<D: Driver> Device<D> {
             misses.take_room(&mut behind.misses);
             misses.open();
         } else {
-            self.misses.lock().close();
-            self.readers.notify_all();
+            self.close_misses();
         }
         Ok(())
     }
@@ -342,7 +347,11 @@ impl<D: Driver> Device<D> {
     /// Fails with [`EFAULT`] if the ring can't be accessed, and with [`ENOMEM`]. If that is
     /// because of the IOTLB the owner is told so.
     pub fn start(&self, queue: &mut Queue<D>, mm: CurrentMm<'_>) -> Result {
-        queue.try_start(mm, &self.lock_waiters).map_err(|fault| {
+        let iotlb = queue.iotlb.clone();
+        let iotlb = iotlb.as_deref().map(|iotlb| self.lock_iotlb(iotlb));
+        let started = queue.try_start(mm, iotlb.as_deref());
+        drop(iotlb);
+        started.map_err(|fault| {
             if fault.error == ENOMEM {
                 return ENOMEM;
             }
@@ -373,7 +382,11 @@ impl<D: Driver> Device<D> {
         else {
             return false;
         };
-        let waits = queue.look_on(mm, &self.lock_for_owner(&iotlb));
+        // Nor does it wait for a turn of the other queue.
+        let Some(iotlb) = self.try_lock_iotlb(&iotlb) else {
+            return false;
+        };
+        let waits = queue.look_on(mm, &iotlb);
         let mut misses = self.misses.lock();
         if misses.wait_for(index, &queue.ahead, queue.message_kind, false) {
             if let Some((miss, _)) = queue.ahead.iter().next() {
@@ -391,8 +404,9 @@ impl<D: Driver> Device<D> {
 
     /// The queue can't go on. If that is because of an address that the IOTLB does not know, it
     /// can as soon as the owner has said what is there, and at all others that the queue needs
-    /// next, of which it [looked ahead](Queue::look_ahead); for want of memory, it can after a
-    /// while, and this returns true; if neither, the ring is broken, and the owner is told so.
+    /// next, of which it [looked ahead](Queue::look_ahead); if that may have been said meanwhile, it
+    /// runs again after the other queue. For want of memory, it can after a while, and this returns
+    /// true; if none of these, the ring is broken, and the owner is told so.
     ///
     /// `again` says that the owner is to be told once more of an address that it knows of already.
     pub fn halt(&self, queue: &mut Queue<D>, fault: Fault, again: bool) -> bool {
@@ -411,21 +425,30 @@ impl<D: Driver> Device<D> {
 
     /// Tells the owner what the queue needs that the IOTLB does not know. Returns false if that is
     /// not what is wrong; a queue whose ring may not be used as it has to, waits for another map
-    /// of it all the same.
-    fn wait_for_misses(&self, queue: &Queue<D>, fault: Fault, again: bool) -> bool {
+    /// of it all the same. If updates were put off, the queue runs again, and this returns true.
+    fn wait_for_misses(&self, queue: &mut Queue<D>, fault: Fault, again: bool) -> bool {
         if queue.iotlb.is_none() {
             return false;
         }
+        let (miss, denied) = (fault.miss(), fault.denied());
+        if miss.is_none() && denied.is_none() {
+            return false;
+        }
         let mut misses = self.misses.lock();
-        if let Some(miss) = fault.miss() {
+        // What is put off later finds the queue waiting for it.
+        if misses.has_late() {
+            return self.run_again_if_late(queue, again);
+        }
+        if let Some(miss) = miss {
             queue.stats.missed(&miss);
             if misses.wait_for(queue.index, &queue.ahead, queue.message_kind, again) {
                 self.readers.notify_all();
             }
             return true;
         }
-        if let Some(miss) = fault.denied() {
+        if let Some(miss) = denied {
             misses.wait_silently(queue.index, miss);
+            queue.ahead.begin(0);
         }
         false
     }

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     memtable::{
         Iova,
+        Update,
         READ_WRITE, //
     },
     sys::{
@@ -118,7 +119,7 @@ impl<D: Driver> Device<D> {
     }
 
     fn follow(&self, mm: CurrentMm<'_>, message: &uapi::IotlbMessage) -> Result {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         let iotlb = state.iotlb.as_ref().ok_or(EFAULT)?;
         let (addr, size) = (Iova::new(message.iova), message.size);
         match message.kind {
@@ -129,8 +130,7 @@ impl<D: Driver> Device<D> {
                 if message.perm & READ_WRITE != 0 && !mm.access_ok(user, size) {
                     return Err(EFAULT);
                 }
-                self.lock_for_owner(iotlb)
-                    .update(addr, size, user, message.perm)?;
+                self.update(&mut state, Update::new(addr, size, user, message.perm)?)?;
                 let mut answered = [false; QUEUES];
                 self.misses.lock().answer(addr, size, |index| {
                     if let Some(answered) = answered.get_mut(index) {
@@ -142,7 +142,7 @@ impl<D: Driver> Device<D> {
                 }
             }
             uapi::IOTLB_INVALIDATE => {
-                self.lock_for_owner(iotlb).invalidate(addr, size)?;
+                self.lock_iotlb(iotlb).invalidate(addr, size)?;
                 self.misses.lock().invalidate(addr, size);
             }
             _ => return Err(EINVAL),

@@ -12,6 +12,10 @@
 //! What a queue waits for is what it came upon when it last stopped: what was told and is no longer
 //! among that, is forgotten. How many these are, [`MAX_AHEAD`] says; their room is made with the
 //! IOTLB.
+//!
+//! An update that comes while a turn has the IOTLB is put off, so that the owner does not wait for
+//! a packet that has nothing to do with it; who has the IOTLB next makes the update. A turn that
+//! comes upon a miss looks here whether anything was put off, and if so runs again.
 
 #![forbid(unsafe_code)]
 
@@ -20,11 +24,16 @@ use crate::{
         Ahead,
         Iova,
         Miss,
+        Update,
+        Updates,
         MAX_AHEAD, //
     },
     uapi, //
 };
 use kernel::prelude::*;
+
+/// The most updates that are put off.
+pub const MAX_LATE: usize = 64;
 
 /// A miss of a queue.
 #[derive(Clone, Copy)]
@@ -57,6 +66,8 @@ pub struct Misses<const N: usize> {
     next_number: u64,
     /// There is an IOTLB, so there may be misses.
     open: bool,
+    /// What is put off.
+    late: Updates,
 }
 
 impl<const N: usize> Misses<N> {
@@ -67,6 +78,7 @@ impl<const N: usize> Misses<N> {
             list: KVVec::new(),
             next_number: 0,
             open: false,
+            late: Updates::new(),
         }
     }
 
@@ -75,6 +87,7 @@ impl<const N: usize> Misses<N> {
         // INVARIANT: There are none.
         Ok(Self {
             list: KVVec::with_capacity(N * MAX_AHEAD, GFP_KERNEL_ACCOUNT)?,
+            late: Updates::with_capacity(MAX_LATE, GFP_KERNEL_ACCOUNT)?,
             ..Self::none()
         })
     }
@@ -88,6 +101,7 @@ impl<const N: usize> Misses<N> {
     pub fn take_room(&mut self, new: &mut Self) {
         if self.list.capacity() == 0 {
             core::mem::swap(&mut self.list, &mut new.list);
+            core::mem::swap(&mut self.late, &mut new.late);
         }
     }
 
@@ -104,7 +118,28 @@ impl<const N: usize> Misses<N> {
     /// Forgets all misses; there will be no more.
     pub fn close(&mut self) {
         self.list.clear();
+        self.late.clear();
         self.open = false;
+    }
+
+    /// Puts an update off. Returns false if there is no room.
+    pub fn put_off(&mut self, update: Update) -> bool {
+        self.late.push_within_capacity(update).is_ok()
+    }
+
+    /// Exchanges `none`, which has room for [`MAX_LATE`], for what was put off.
+    pub fn take_late(&mut self, none: &mut Updates) {
+        core::mem::swap(&mut self.late, none);
+    }
+
+    /// Forgets what was put off: it concerns an IOTLB that will be no more.
+    pub fn forget_late(&mut self) {
+        self.late.clear();
+    }
+
+    /// Whether something was put off.
+    pub fn has_late(&self) -> bool {
+        !self.late.is_empty()
     }
 
     /// Has queue `index` wait for `ahead`, and for nothing else, with messages of type `kind`. With

@@ -25,7 +25,6 @@ use crate::{
         MemTable, //
     },
     sys::{
-        counter::Waiters,
         eventfd::{
             EventFdCtx,
             EventFdFile, //
@@ -95,8 +94,8 @@ pub struct Queue<S: QueueState, W: Wake> {
     /// Guest memory, once the owner has described it.
     pub mem: Option<Arc<MemTable>>,
     /// What knows the driver's addresses, if they are not guest physical ones. A turn of the
-    /// worker has it locked: who has changed it knows that what was there before is no longer
-    /// used, but for packets that are on their way without a copy.
+    /// worker has it locked: who has taken maps away knows that they are no longer used, but for
+    /// packets that are on their way without a copy.
     pub iotlb: Option<Arc<Mutex<Iotlb>>>,
     /// What the IOTLB did not know when the queue was last stopped by that.
     pub(super) ahead: Ahead,
@@ -112,6 +111,8 @@ pub struct Queue<S: QueueState, W: Wake> {
     last_fault: Option<Fault>,
     /// The queue moves nothing until it is kicked, is told of an address, or is set up anew.
     pub(super) halted: bool,
+    /// It was kicked, and what it needs then is still to be asked for.
+    pub(super) asks_again: bool,
     /// What others see.
     shown: Arc<Shown>,
     /// It has changed.
@@ -154,6 +155,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
             stats: shown.stats.clone(),
             last_fault: None,
             halted: false,
+            asks_again: false,
             shown,
             facts_changed: true,
             index,
@@ -180,6 +182,7 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         self.kick_poll.as_mut().stop();
         self.last_fault = None;
         self.halted = false;
+        self.asks_again = false;
         self.ring.reset();
         self.mem = None;
         self.iotlb = None;
@@ -303,18 +306,18 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         self.ring.addrs() != RingAddrs::default()
     }
 
-    /// Readies the ring for a backend; `waiters` are those for the IOTLB. Fails as
-    /// [`Vring::start`].
-    pub(super) fn try_start(&mut self, mm: CurrentMm<'_>, waiters: &Waiters) -> Result<(), Fault> {
+    /// Readies the ring for a backend, with its IOTLB if it has one. Fails as [`Vring::start`].
+    pub(super) fn try_start(
+        &mut self,
+        mm: CurrentMm<'_>,
+        iotlb: Option<&Iotlb>,
+    ) -> Result<(), Fault> {
         let endian = if self.features.has(Features::VERSION_1) {
             Endian::Little
         } else {
             self.legacy_endian
         };
-        let iotlb = self.iotlb.clone();
-        let lock = |iotlb| waiters.during(|| Mutex::lock(iotlb));
-        let iotlb = iotlb.as_deref().map(lock);
-        let started = self.ring.start(mm, endian, iotlb.as_deref());
+        let started = self.ring.start(mm, endian, iotlb);
         self.after_used_write();
         started
     }
@@ -378,9 +381,11 @@ impl<S: QueueState, W: Wake> Queue<S, W> {
         self.halted
     }
 
-    /// The queue begins a turn.
-    pub fn go_on(&mut self) {
+    /// The queue begins a turn. Returns whether it was `kicked`, then or for the turn that this one
+    /// [repeats](super::Device::run_again_if_late).
+    pub fn go_on(&mut self, kicked: bool) -> bool {
         self.halted = false;
+        core::mem::take(&mut self.asks_again) || kicked
     }
 
     /// Lets others see what the queue is, if that has changed.

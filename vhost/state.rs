@@ -36,6 +36,10 @@ pub struct State<R: Run> {
     pub(super) owner: Option<Owner<R>>,
     pub(super) mem: Option<Arc<MemTable>>,
     pub(super) iotlb: Option<Arc<Mutex<Iotlb>>>,
+    /// How many updates of that may be put off, for which it has room.
+    pub(super) late_room: usize,
+    /// A power of two that the ends of all its maps are multiples of.
+    pub(super) grain: u64,
     pub(super) log_event: Option<Arc<EventFdCtx>>,
     /// Workers are threads of the process that makes them.
     pub(super) fork: bool,
@@ -48,6 +52,8 @@ impl<R: Run> State<R> {
             owner: None,
             mem: None,
             iotlb: None,
+            late_room: 0,
+            grain: u64::MAX,
             log_event: None,
             // Without the option to choose, it is one of the owner's.
             fork: cfg!(not(CONFIG_VHOST_ENABLE_FORK_OWNER_CONTROL))

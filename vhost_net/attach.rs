@@ -22,10 +22,7 @@ use crate::{
     sys::uaccess::CurrentMm,
     uapi, //
 };
-use kernel::{
-    prelude::*,
-    sync::Mutex, //
-};
+use kernel::prelude::*;
 
 /// Gives queue `index` the backend behind `fd`, or none if that is -1.
 ///
@@ -119,8 +116,7 @@ fn settle(device: &Device, mm: CurrentMm<'_>, index: usize, mut zerocopy: ZeroCo
     let queue = &mut *guard;
     zerocopy.complete(&mut queue.ring, &queue.stats);
     let iotlb = queue.iotlb.clone();
-    let lock = |iotlb| device.lock_waiters().during(|| Mutex::lock(iotlb));
-    let iotlb = iotlb.as_deref().map(lock);
+    let iotlb = iotlb.as_deref().map(|iotlb| device.lock_iotlb(iotlb));
     let found = iotlb.as_ref().map_or(Ok(()), |i| queue.ring.find(i));
     if let Err(fault) = found.and_then(|()| queue.publish(mm)) {
         // If that is because of the IOTLB: nobody waits for an answer any more.

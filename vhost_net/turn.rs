@@ -70,13 +70,13 @@ pub fn turn(device: &Device, mm: CurrentMm<'_>, queue: &mut Queue, cause: Cause)
     if !queue.is_set_up() {
         return 0;
     }
-    queue.go_on();
+    let kicked = queue.go_on(cause.kicked);
     let iotlb = queue.iotlb.clone();
     let iotlb = iotlb.as_deref().map(|iotlb| device.iotlb_to_run(iotlb));
     let mut maps = mem.maps();
     if let Some(iotlb) = &iotlb {
         if let Err(fault) = queue.ring.find(iotlb) {
-            return rest_after(device, mm, queue, fault, cause, Some(&**iotlb));
+            return rest_after(device, mm, queue, fault, kicked, Some(&**iotlb));
         }
         maps = iotlb.maps();
     }
@@ -102,7 +102,7 @@ pub fn turn(device: &Device, mm: CurrentMm<'_>, queue: &mut Queue, cause: Cause)
         }
         (Ok(Next::Rest(msecs)), Ok(())) => msecs,
         (Err(fault), _) | (_, Err(fault)) => {
-            rest_after(device, mm, queue, fault, cause, iotlb.as_deref())
+            rest_after(device, mm, queue, fault, kicked, iotlb.as_deref())
         }
     }
 }
@@ -114,12 +114,14 @@ fn rest_after(
     mm: CurrentMm<'_>,
     queue: &mut Queue,
     fault: Fault,
-    cause: Cause,
+    kicked: bool,
     iotlb: Option<&Iotlb>,
 ) -> u32 {
     if fault.miss().is_none() {
         // Or each packet that comes would have it told again.
         queue.state.poll.as_mut().stop();
+    } else if device.run_again_if_late(queue, kicked) {
+        return 0;
     } else {
         let wanted = match queue.index() {
             RX => wanted(queue),
@@ -127,7 +129,7 @@ fn rest_after(
         };
         queue.look_ahead(mm, fault, iotlb, wanted);
     }
-    if device.halt(queue, fault, cause.kicked) {
+    if device.halt(queue, fault, kicked) {
         REST
     } else {
         0

@@ -55,7 +55,22 @@ pub mod sys {
     pub use super::driver::compat;
 }
 
+use kernel::prelude::*;
+use memtable::{Iotlb, Iova, Update};
 use proptest::test_runner::{Config, RngSeed};
+use usermem::UserAddr;
+
+/// An owner's.
+pub trait Tell {
+    /// Adds a map.
+    fn tell(&mut self, addr: Iova, size: u64, user: UserAddr, perm: u8) -> Result;
+}
+
+impl Tell for Iotlb {
+    fn tell(&mut self, addr: Iova, size: u64, user: UserAddr, perm: u8) -> Result {
+        self.update(Update::new(addr, size, user, perm)?)
+    }
+}
 
 /// The configuration of a property test that runs `cases` times.
 pub fn config(cases: u32) -> Config {

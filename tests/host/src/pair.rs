@@ -18,6 +18,7 @@ use crate::{
     ring::Vring,
     usermem::UserAddr,
     vring::{Chain, Endian, Fault, RingAddrs, UsedLog},
+    Tell,
 };
 use kernel::{prelude::*, sync::Arc};
 use proptest::{prelude::*, test_runner::TestCaseError};
@@ -398,7 +399,7 @@ impl Pair {
         }
         if let Some(perm) = perm {
             let user = UserAddr::new(region.user);
-            iotlb.update(addr, size, user, perm).unwrap();
+            iotlb.tell(addr, size, user, perm).unwrap();
         }
         region.perm = perm;
     }

@@ -16,6 +16,7 @@ use vhost_net_host_tests::{
     uapi,
     usermem::UserAddr,
     vring::{Endian, Fault, RingAddrs, Wanted},
+    Tell,
 };
 
 proptest! {
@@ -98,7 +99,7 @@ impl Device {
     /// An update, as the device follows it.
     fn update(&mut self, addr: u64, size: u64, user: u64) {
         let (iova, user) = (Iova::new(addr), UserAddr::new(user));
-        self.iotlb.update(iova, size, user, 3).unwrap();
+        self.iotlb.tell(iova, size, user, 3).unwrap();
         let mut answered = false;
         self.misses.answer(iova, size, |_| answered = true);
         self.woken |= answered && !self.waits_for_more();
@@ -297,7 +298,7 @@ fn what_a_look_says() {
     let mut iotlb = Iotlb::new(1024);
     // Pages 0 to 599 in maps of their own, but for 300.
     for i in (0..600).filter(|&i| i != 300) {
-        iotlb.update(page(i), PAGE, UserAddr::new(0), 3).unwrap();
+        iotlb.tell(page(i), PAGE, UserAddr::new(0), 3).unwrap();
     }
     let mut hint = memtable::Hint::new().unwrap();
     let mut ahead = Ahead::new().unwrap();

@@ -14,6 +14,7 @@ use vhost_net_host_tests::{
     ring::Vring,
     usermem::UserAddr,
     vring::{Endian, Fault, RingAddrs, UsedLog},
+    Tell,
 };
 
 fn layout(num: u32, seed: u64) -> Layout {
@@ -208,7 +209,7 @@ fn knows(maps: &[(u64, u64, u64)]) -> Iotlb {
     let mut iotlb = Iotlb::new(2048);
     for &(addr, size, user) in maps {
         let (addr, user) = (Iova::new(addr), UserAddr::new(user));
-        iotlb.update(addr, size, user, READ_WRITE).unwrap();
+        iotlb.tell(addr, size, user, READ_WRITE).unwrap();
     }
     iotlb
 }

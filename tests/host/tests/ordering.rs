@@ -43,6 +43,7 @@ use vhost_net_host_tests::{
     ring::Vring,
     usermem::{Segment, UserAddr, UserMemory},
     vring::{Endian, RingAddrs, UsedLog, Wanted},
+    Tell,
 };
 
 use kernel::prelude::*;
@@ -532,7 +533,7 @@ fn ahead(left_out: Option<Barrier>) {
         let mut iotlb = Iotlb::new(1);
         let (ring, perm) = (Iova::new(DESC), READ_WRITE);
         iotlb
-            .update(ring, BUFFERS - DESC, UserAddr::new(DESC), perm)
+            .tell(ring, BUFFERS - DESC, UserAddr::new(DESC), perm)
             .unwrap();
         host.ring.find(&iotlb).unwrap();
         let mut ahead = Ahead::new().unwrap();

@@ -18,6 +18,7 @@ use vhost_net_host_tests::{
     ring::Vring,
     usermem::UserAddr,
     vring::{Endian, Fault, RingAddrs, UsedLog, Wanted, Why},
+    Tell,
 };
 
 #[derive(Clone, Debug)]
@@ -819,7 +820,7 @@ fn descriptors_behind_an_iotlb() {
     let mut iotlb = Iotlb::new(1024);
     let same = |iotlb: &mut Iotlb, at, size, perm| {
         iotlb
-            .update(Iova::new(at), size, UserAddr::new(at), perm)
+            .tell(Iova::new(at), size, UserAddr::new(at), perm)
             .unwrap();
     };
     let miss = |addr, access| {
@@ -862,10 +863,10 @@ fn descriptors_behind_an_iotlb() {
     let other = 0x5900_0000_0000;
     mem.add(other, 0x1000, Access::ReadWrite);
     iotlb
-        .update(Iova::new(DESC), 0x40, UserAddr::new(other), READ_WRITE)
+        .tell(Iova::new(DESC), 0x40, UserAddr::new(other), READ_WRITE)
         .unwrap();
     iotlb
-        .update(
+        .tell(
             Iova::new(DESC + 0x40),
             0x2000,
             UserAddr::new(DESC + 0x40),

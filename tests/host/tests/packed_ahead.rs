@@ -15,6 +15,7 @@ use vhost_net_host_tests::{
     ring::Vring,
     usermem::UserAddr,
     vring::{Endian, Wanted},
+    Tell,
 };
 
 /// Part of the driver's memory: its address, its size, and where it is.
@@ -52,7 +53,7 @@ fn ring(layout: &Layout, mem: &Mem, known: &[Region], base: u32) -> (Vring<Mem>,
     let mut iotlb = Iotlb::new(1024);
     for &(addr, size, user) in known.iter().chain(&ring_parts(layout)) {
         let (addr, user) = (Iova::new(addr), UserAddr::new(user));
-        iotlb.update(addr, size, user, READ_WRITE).unwrap();
+        iotlb.tell(addr, size, user, READ_WRITE).unwrap();
     }
     let mut ring = layout.ring_behind(mem);
     ring.set_vring_base(base).unwrap();

@@ -10,6 +10,7 @@ use crate::{
     model::Piece,
     pair::Step,
     usermem::UserAddr,
+    Tell,
 };
 use kernel::prelude::*;
 use proptest::{collection::vec, prelude::*};
@@ -55,7 +56,7 @@ pub fn check(case: &Case) -> Step {
                     _ => (told.0.wrapping_add(told.1), told.1, 0, 1),
                 };
                 told = (addr, size);
-                let got = iotlb.update(Iova::new(addr), size, UserAddr::new(user), perm);
+                let got = iotlb.tell(Iova::new(addr), size, UserAddr::new(user), perm);
                 prop_assert_eq!(got, model.update(addr, size, user, perm));
                 got.is_ok()
             }

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use kselftest::counters;
 use kselftest::counters::Before;
 use kselftest::dirty::pages_of;
 use kselftest::dirty::Bitmap;
@@ -29,6 +30,7 @@ use kselftest::sys::Addr;
 use kselftest::sys::Region;
 use kselftest::sys::State;
 use kselftest::sys::VringFile;
+use kselftest::sys::SET_VRING_BUSYLOOP_TIMEOUT;
 use kselftest::task::settle;
 use kselftest::task::sleeps;
 use kselftest::task::worker_of;
@@ -1013,14 +1015,14 @@ fn rx_misses() -> Res {
     let data = chains[..3].iter().map(|s| g.mem.read(s.gpa, 400));
     let data = data.collect::<Vec<_>>().concat();
     same(&data[g.hdr..g.hdr + 1000], &p, "received packet")?;
-    // The first of the two that are left is told ahead, once, and the next packet waits for it.
-    check_eq!(miss(&g)?, (chains[3].gpa, WO));
+    // The two that are left are in a page of which a miss was told already: they are asked for when a packet needs them.
+    quiet(&g)?;
     let small = frame(2, 60);
     g.peer.send(&small)?;
+    check_eq!(miss(&g)?, (chains[3].gpa, WO));
     stuck(&mut g, RX)?;
     map_seg(&g, &chains[3])?;
     received(&mut g, &chains[3..4], &small)?;
-    check_eq!(miss(&g)?, (chains[4].gpa, WO));
     quiet(&g)
 }
 
@@ -2579,6 +2581,111 @@ fn ahead_of_a_packet() -> Res {
     Ok(())
 }
 
+/// Does `f` behind a packet, over and over until the worker did not sleep meanwhile, for it looked for more and had the IOTLB, and
+/// what `f` returns is `good`.
+fn while_it_looks<T: std::fmt::Debug>(
+    g: &mut Guest,
+    f: impl Fn(&mut Guest) -> Res<T>,
+    good: impl Fn(&T) -> bool,
+) -> Res<T> {
+    let mut all = vec![];
+    for _ in 0..8 {
+        let (s, p) = packets_in_pages(g, 1).remove(0);
+        map_page(g, s.gpa)?;
+        push_tx(g, &[s]);
+        sent(g, &p)?;
+        let before = worker_sleeps()?;
+        let got = f(g)?;
+        let slept = worker_sleeps()? - before;
+        if slept == 0 && good(&got) {
+            return Ok(got);
+        }
+        all.push((slept, got));
+    }
+    bail!("the worker has slept so often, or that is not good: {all:?}")
+}
+
+/// What is mapped while the worker has the IOTLB, for it looks for work, is known when it is needed, also if that is more than
+/// is put off; it does not keep the worker from looking. What is taken back at once, or was for another IOTLB, is not known.
+///
+/// Seen red: `Device::lock_iotlb` (vhost/late.rs) that makes no update that was put off; `Device::update` that waits for the turn;
+/// `Device::run_again_if_late` that says no; `Device::set_features` that does not forget what was put off.
+fn mapped_in_a_turn() -> Res {
+    let mut g = Guest::stopped(Config {
+        regions: vec![(BASE, 8 << 20)],
+        ..config(EVENT_IDX)
+    })?;
+    let timeout = State {
+        index: TX as u32,
+        num: u32::MAX,
+    };
+    check_eq!(ioctl(&g.net, SET_VRING_BUSYLOOP_TIMEOUT, &timeout), 0);
+    // What is not a page is not put off, nor is anything behind that.
+    let map_ring = |g: &Guest, index| -> Res {
+        for (at, len, _) in parts(g, index) {
+            (at / PAGE..=(at + len as u64 - 1) / PAGE)
+                .try_for_each(|page| map_page(g, page * PAGE))?;
+        }
+        Ok(())
+    };
+    map_ring(&g, RX)?;
+    map_ring(&g, TX)?;
+    g.start()?;
+    let turns = |g: &Guest| counters::number(&counters::info(&g.net)?, "tx-turns");
+    for (count, put_off) in [(1, true), (40, true), (100, false)] {
+        let round = |g: &mut Guest| {
+            let packets = packets_in_pages(g, count);
+            let before = turns(g)?;
+            for (s, _) in &packets {
+                map_page(g, s.gpa)?;
+            }
+            let mapped = turns(g)?;
+            for (s, p) in &packets {
+                // Who looks for packets asks for no kick.
+                g.tx.add(&[*s]);
+                g.tx.submit();
+                sent(g, p)?;
+            }
+            no_miss(g)?;
+            Ok((mapped - before, turns(g)? - mapped))
+        };
+        // One turn, which found that there was something to be made.
+        while_it_looks(&mut g, round, |&turns| !put_off || turns == (0, 1))?;
+    }
+
+    // The worker may have been between two turns just then.
+    for _ in 0..8 {
+        let taken_back = |g: &mut Guest| {
+            let (s, p) = packets_in_pages(g, 1).remove(0);
+            map_page(g, s.gpa)?;
+            invalidate(&g.net, s.gpa, 1)?;
+            Ok((s, p))
+        };
+        let (s, p) = while_it_looks(&mut g, taken_back, |_| true)?;
+        push_tx(&mut g, &[s]);
+        check_eq!(miss(&g)?, (s.gpa, RO), "what was taken back");
+        map_page(&g, s.gpa)?;
+        sent(&mut g, &p)?;
+
+        let mapped = |g: &mut Guest| {
+            let (s, p) = packets_in_pages(g, 1).remove(0);
+            map_page(g, s.gpa)?;
+            Ok((s, p))
+        };
+        let (s, p) = while_it_looks(&mut g, mapped, |_| true)?;
+        g.net.set_features(g.cfg.features)?;
+        push_tx(&mut g, &[s]);
+        for (at, _, perm) in parts(&g, TX) {
+            check_eq!(miss(&g)?, (at, perm), "a part of the ring");
+        }
+        map_ring(&g, TX)?;
+        check_eq!(miss(&g)?, (s.gpa, RO), "what was for another IOTLB");
+        map_page(&g, s.gpa)?;
+        sent(&mut g, &p)?;
+    }
+    Ok(())
+}
+
 /// More chains than one: as many pages as may wait are told at once, no page twice, what is needed first first. Each packet
 /// goes when its own page is there.
 ///
@@ -2916,6 +3023,7 @@ fn main() {
         "restart",
         "ahead_of_a_packet",
         "ahead_of_chains",
+        "mapped_in_a_turn",
         "ahead_of_buffers",
         "ahead_of_tables",
     ];
@@ -2923,6 +3031,7 @@ fn main() {
     const AHEAD: &[Test] = &[
         ("ahead_of_a_packet", ahead_of_a_packet),
         ("ahead_of_chains", ahead_of_chains),
+        ("mapped_in_a_turn", mapped_in_a_turn),
         ("ahead_of_bad_answers", ahead_of_bad_answers),
         ("ahead_of_buffers", ahead_of_buffers),
         ("ahead_of_tables", ahead_of_tables),
