@@ -13,9 +13,9 @@
 //! among that, is forgotten. How many these are, [`MAX_AHEAD`] says; their room is made with the
 //! IOTLB.
 //!
-//! An update that comes while a turn has the IOTLB is put off, so that the owner does not wait for
-//! a packet that has nothing to do with it; who has the IOTLB next makes the update. A turn that
-//! comes upon a miss looks here whether anything was put off, and if so runs again.
+//! An update that comes while a turn has the IOTLB, and changes nothing that is known, is put off,
+//! so that the owner does not wait for a packet that has nothing to do with it; who has the IOTLB
+//! next makes the update. A turn that comes upon a miss looks here whether anything was put off, and if so runs again.
 
 #![forbid(unsafe_code)]
 

@@ -38,7 +38,7 @@ pub struct State<R: Run> {
     pub(super) iotlb: Option<Arc<Mutex<Iotlb>>>,
     /// How many updates of that may be put off, for which it has room.
     pub(super) late_room: usize,
-    /// A power of two that the ends of all its maps are multiples of.
+    /// A power of two that the ends of all its maps are multiples of; without a map, any number.
     pub(super) grain: u64,
     pub(super) log_event: Option<Arc<EventFdCtx>>,
     /// Workers are threads of the process that makes them.

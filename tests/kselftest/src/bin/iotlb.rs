@@ -2608,8 +2608,7 @@ fn while_it_looks<T: std::fmt::Debug>(
 /// What is mapped while the worker has the IOTLB, for it looks for work, is known when it is needed, also if that is more than
 /// is put off; it does not keep the worker from looking. What is taken back at once, or was for another IOTLB, is not known.
 ///
-/// Seen red: `Device::lock_iotlb` (vhost/late.rs) that makes no update that was put off; `Device::update` that waits for the turn;
-/// `Device::run_again_if_late` that says no; `Device::set_features` that does not forget what was put off.
+/// Seen red: `Device::lock_iotlb` (vhost/late.rs) that makes no update that was put off; `Device::run_again_if_late` that says no.
 fn mapped_in_a_turn() -> Res {
     let mut g = Guest::stopped(Config {
         regions: vec![(BASE, 8 << 20)],
